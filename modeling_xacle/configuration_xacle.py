@@ -1,0 +1,176 @@
+"""Configurations: every number that a checkpoint depends on."""
+
+import shutil
+from pathlib import Path
+from typing import Any, ClassVar
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+from transformers.dynamic_module_utils import get_relative_import_files
+
+
+class BeatsConfig(PreTrainedConfig):
+    r"""
+    Configuration of a [`BeatsModel`]. The defaults are BEATs iter3+ AS2M (arXiv 2212.09058, section 3; microsoft/unilm
+    `beats`).
+
+    Args:
+        num_mel_bins (`int`): Mel bins of the input.
+        patch_size (`int`): Side of the square spectrogram patches, in frames and in mel bins.
+        patch_embedding_size (`int`): Width of the patch embedding, before the projection to `hidden_size`.
+        patch_embedding_bias (`bool`): Whether the patch embedding has a bias.
+        hidden_size (`int`): Width of the encoder.
+        num_hidden_layers (`int`): Encoder layers.
+        num_attention_heads (`int`): Attention heads of each layer.
+        intermediate_size (`int`): Width of the feed-forward layers.
+        hidden_act (`str`): Activation of the feed-forward layers.
+        hidden_dropout (`float`): Dropout after attention and feed-forward, in training. The published system never
+            trains the encoder.
+        attention_dropout (`float`): Dropout of the attention weights, in training.
+        layer_norm_eps (`float`): Epsilon of every LayerNorm.
+        deep_norm (`bool`): Whether residuals are scaled by `(2 * num_hidden_layers) ** 0.25` (DeepNet, arXiv
+            2203.00555).
+        conv_position_kernel_size (`int`): Kernel of the convolutional position embedding, in tokens.
+        conv_position_groups (`int`): Groups of the convolutional position embedding.
+        relative_position_num_buckets (`int`): Buckets of the relative position bias, both directions together.
+        relative_position_max_distance (`int`): Distance, in tokens, from which all positions share the last bucket.
+        initializer_range (`float`): Standard deviation for weights that neither DeepNorm nor the position embedding
+            rules.
+    """
+
+    model_type = "xacle_beats"
+
+    num_mel_bins: int = 128
+    patch_size: int = 16
+    patch_embedding_size: int = 512
+    patch_embedding_bias: bool = False
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout: float = 0.0
+    attention_dropout: float = 0.0
+    layer_norm_eps: float = 1e-5
+    deep_norm: bool = True
+    conv_position_kernel_size: int = 128
+    conv_position_groups: int = 16
+    relative_position_num_buckets: int = 320
+    relative_position_max_distance: int = 800
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs: Any):
+        super().__post_init__(**kwargs)
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} is not a multiple of num_attention_heads={self.num_attention_heads}."
+            )
+        if self.num_mel_bins % self.patch_size:
+            raise ValueError(f"num_mel_bins={self.num_mel_bins} is not a multiple of patch_size={self.patch_size}.")
+
+
+class XacleConfig(PreTrainedConfig):
+    r"""
+    Configuration of a [`XacleModel`]. The defaults are the published system (arXiv 2602.00604, section 2) on
+    Qwen2.5-0.5B.
+
+    Args:
+        audio_config (`BeatsConfig` or `dict`): The audio encoder.
+        text_config (`PreTrainedConfig` or `dict`): The language model; any causal decoder the Auto classes know.
+        num_audio_tokens (`int`): Tokens an audio clip takes in the sequence; the encoder's output is average-pooled to
+            it.
+        projector_intermediate_size (`int`): Width of the SwiGLU projector.
+        projector_dropout (`float`): Dropout inside the projector, in training.
+        score_head_hidden_size (`int`): Width of the score head's two hidden layers.
+        score_head_output_size (`int`): Width of the vector from which the score is read.
+        score_head_dropout (`float`): Dropout after each hidden layer of the score head, in training.
+        audio_start_token_id (`int`): Id of `[AUDIO_START]`.
+        audio_end_token_id (`int`): Id of `[AUDIO_END]`.
+        score_token_id (`int`): Id of `[SCORE]`, whose hidden state gives the score.
+        audio_token_id (`int`): Id of `[AUDIO]`, the stand-in for one audio token; its embedding is never used.
+        score_min (`float`): Lower end of the listeners' scale, where the label is -1.
+        score_max (`float`): Upper end of the listeners' scale, where the label is 1.
+        calibration_scale (`float`): Slope of the affine calibration from logits to labels.
+        calibration_offset (`float`): Offset of the affine calibration from logits to labels.
+        apply_calibration (`bool`): Whether scores go through the calibration. Rank correlations do not depend on it.
+        training_stage (`int`): Last training stage completed: 0 none (the score head is random), 1 captioning, 2 CLAP
+            pseudo-labels, 3 listeners' scores.
+    """
+
+    model_type = "xacle"
+    sub_configs_defaults: ClassVar[dict] = {
+        "audio_config": BeatsConfig,
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="qwen2"),
+    }
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["hidden_states", "attentions"]
+
+    audio_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    num_audio_tokens: int = 100
+    projector_intermediate_size: int = 3584
+    projector_dropout: float = 0.1
+    score_head_hidden_size: int = 512
+    score_head_output_size: int = 128
+    score_head_dropout: float = 0.1
+    audio_start_token_id: int = 151665
+    audio_end_token_id: int = 151666
+    score_token_id: int = 151667
+    audio_token_id: int = 151668
+    score_min: float = 0.0
+    score_max: float = 10.0
+    calibration_scale: float = 1.0
+    calibration_offset: float = 0.0
+    apply_calibration: bool = True
+    training_stage: int = 0
+
+    def __post_init__(self, **kwargs: Any):
+        # At home the task registry knows the pipeline; only a folder loaded as remote code has to name its own.
+        # Kept, the entry would make `pipeline` ask for `trust_remote_code` although no remote code is needed.
+        if not __name__.startswith("transformers_modules."):
+            kwargs.pop("custom_pipelines", None)
+        super().__post_init__(**kwargs)
+        if self.score_min >= self.score_max:
+            raise ValueError(f"score_min={self.score_min} must be below score_max={self.score_max}.")
+        if not self.calibration_scale > 0:
+            raise ValueError(
+                f"calibration_scale={self.calibration_scale} must be positive, or it would reverse the ranking."
+            )
+
+    def logits_to_scores(self, logits: Any) -> Any:
+        """
+        Scores on the listeners' scale: calibrated labels mapped linearly from [-1, 1] to [`score_min`, `score_max`],
+        not clamped.
+
+        Args:
+            logits (`torch.Tensor`, `np.ndarray` or `float`, of any shape): Outputs of the score head.
+        """
+        labels = logits
+        if self.apply_calibration:
+            labels = self.calibration_scale * logits + self.calibration_offset
+        return (labels + 1) * ((self.score_max - self.score_min) / 2) + self.score_min
+
+    def scores_to_labels(self, scores: Any) -> Any:
+        """
+        Training labels in [-1, 1]: the listeners' scale mapped linearly, without the calibration.
+
+        Args:
+            scores (`torch.Tensor`, `np.ndarray` or `float`, of any shape): Scores in [`score_min`, `score_max`].
+        """
+        return (scores - self.score_min) / ((self.score_max - self.score_min) / 2) - 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, and where a stranger's `pipeline(..., trust_remote_code=True)` finds the task in the folder."""
+        implementation = "pipeline_xacle.AudioTextAlignmentPipeline"
+        entry = {"impl": implementation, "pt": ["AutoModel"], "type": "multimodal"}
+        return {**super().to_dict(), "custom_pipelines": {"audio-text-alignment": entry}}
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Save config.json and, because it names the pipeline's code, that code beside it."""
+        super().save_pretrained(save_directory, **kwargs)
+        code = Path(__file__).with_name("pipeline_xacle.py")
+        # As remote code from a local folder, each file lives in a folder of its own, and the pipeline's may be absent.
+        for file in [code, *map(Path, get_relative_import_files(code))] if code.exists() else []:
+            shutil.copyfile(file, Path(save_directory) / file.name)
+
+
+__all__ = ["BeatsConfig", "XacleConfig"]

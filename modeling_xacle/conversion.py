@@ -1,0 +1,422 @@
+"""Published checkpoints and pretrained parts -> folders that `from_pretrained` loads. Every tensor is accounted for."""
+
+import json
+import pickle
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from .configuration_xacle import BeatsConfig, XacleConfig
+from .feature_extraction_xacle import XacleFeatureExtractor
+from .modeling_beats import BeatsForAudioClassification, BeatsModel
+from .modeling_xacle import XacleModel
+from .processing_xacle import (
+    AUDIO_END_TOKEN,
+    AUDIO_START_TOKEN,
+    AUDIO_TOKEN,
+    SCORE_TOKEN,
+    SPECIAL_TOKENS,
+    XacleProcessor,
+)
+
+logger = logging.get_logger(__name__)
+
+StateDict = dict[str, torch.Tensor]
+
+# Older names in Lightning checkpoints -> names in the published `model.pt`.
+LIGHTNING_RULES = [
+    (r"^model\.model\.llm_wrapper\.audio_adapter\.audio_encoder\.", "llm_wrapper.audio_encoder."),
+    (r"^model\.model\.llm_wrapper\.audio_adapter\.", "llm_wrapper.audio_projection."),
+    (r"^model\.model\.llm_wrapper\.llm\.", "llm_wrapper.llm."),
+    (r"^model\.model\.projection\.", "score_head."),
+    (r"^model\.projection\.", "final_linear.linear."),
+]
+TMU_RULES = [
+    (r"^llm_wrapper\.audio_encoder\.model\.", "audio_tower."),
+    (r"^llm_wrapper\.audio_projection\.mlp\.norm\.", "projector.norm."),
+    (r"^llm_wrapper\.audio_projection\.mlp\.fc1\.", "projector.up_proj."),
+    (r"^llm_wrapper\.audio_projection\.mlp\.fc2\.", "projector.down_proj."),
+    (r"^llm_wrapper\.audio_projection\.(residual_\w+)\.", r"projector.\1."),
+    (r"^llm_wrapper\.llm\.", "language_model."),
+    (r"^score_head\.mlp\.", "score_head.layers."),
+    (r"^final_linear\.linear\.", "score_head.layers.7."),
+]
+BEATS_RULES = [
+    (r"^layer_norm\.", "patch_layer_norm."),
+    (r"^post_extract_proj\.", "patch_projection."),
+    (r"^encoder\.pos_conv\.0\.", "conv_position.conv."),
+    (r"^encoder\.layer_norm\.", "layer_norm."),
+    (r"^encoder\.layers\.", "layers."),
+    (r"\.grep_linear\.", ".gate_proj."),
+    (r"\.grep_a$", ".gate_scale"),
+    (r"^predictor\.", "classifier."),
+]
+# Key of a BEATs `cfg` -> field of BeatsConfig.
+BEATS_CFG_FIELDS = {
+    "input_patch_size": "patch_size",
+    "embed_dim": "patch_embedding_size",
+    "conv_bias": "patch_embedding_bias",
+    "encoder_layers": "num_hidden_layers",
+    "encoder_embed_dim": "hidden_size",
+    "encoder_ffn_embed_dim": "intermediate_size",
+    "encoder_attention_heads": "num_attention_heads",
+    "activation_fn": "hidden_act",
+    "deep_norm": "deep_norm",
+    "conv_pos": "conv_position_kernel_size",
+    "conv_pos_groups": "conv_position_groups",
+    "num_buckets": "relative_position_num_buckets",
+    "max_distance": "relative_position_max_distance",
+}
+# What BeatsModel takes for granted; true of every published BEATs file.
+BEATS_CFG_REQUIRED = {"layer_norm_first": False, "relative_position_embedding": True, "gru_rel_pos": True}
+
+
+class ConversionError(ValueError):
+    """A checkpoint that does not fit; the message lists the offending keys."""
+
+
+@dataclass
+class BeatsCheckpoint:
+    """
+    A BEATs file, in the names of [`BeatsModel`].
+
+    Args:
+        config (`BeatsConfig`): From the file's `cfg`.
+        encoder (`dict[str, torch.Tensor]`): Weights of [`BeatsModel`].
+        classifier (`dict[str, torch.Tensor]`): `weight` of shape `(num_labels, hidden_size)` and `bias`, or nothing.
+    """
+
+    config: BeatsConfig
+    encoder: StateDict
+    classifier: StateDict = field(default_factory=dict)
+
+
+def load_pickle_safely(path: str | Path) -> dict[str, Any]:
+    """
+    Load a `.pt` or `.ckpt` file with `weights_only=True`: tensors and plain containers only, no code is executed.
+
+    Raises:
+        ConversionError: The file is missing, broken, or holds other objects.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise ConversionError(f"{path}: no such file.") from error
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise ConversionError(
+            f"{path}: refused, nothing was executed. It is broken or holds pickled objects other than tensors and "
+            "plain containers "
+            f"({reason}). Ask for a file with the state dict alone."
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise ConversionError(f"{path}: cannot be read as a PyTorch checkpoint ({error}).") from error
+    if not isinstance(content, dict):
+        raise ConversionError(f"{path}: holds a {type(content).__name__}, not a dict.")
+    return content
+
+
+def rename_keys(state: StateDict, rules: list[tuple[str, str]]) -> StateDict:
+    """The same tensors under new names: every rule is applied to every key, in order."""
+    renamed = {}
+    for key, tensor in state.items():
+        for pattern, replacement in rules:
+            key = re.sub(pattern, replacement, key)
+        renamed[key] = tensor
+    return renamed
+
+
+def load_exactly(model: PreTrainedModel, state: StateDict, source: str) -> None:
+    """
+    Load weights of which none is missing, left over or of another shape.
+
+    Raises:
+        ConversionError: Lists every key that does not fit.
+    """
+    expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    found = {key: tuple(tensor.shape) for key, tensor in state.items()}
+    problems = [f"missing: {key} {expected[key]}" for key in expected.keys() - found.keys()]
+    problems += [f"unexpected: {key} {found[key]}" for key in found.keys() - expected.keys()]
+    problems += [
+        f"shape: {key} is {found[key]}, expected {expected[key]}"
+        for key in expected.keys() & found.keys()
+        if expected[key] != found[key]
+    ]
+    if problems:
+        listing = "\n  ".join(sorted(problems))
+        raise ConversionError(f"{source} does not fit the {type(model).__name__} of its configuration:\n  {listing}")
+    model.load_state_dict(state)
+
+
+def beats_config_from_cfg(cfg: dict[str, Any]) -> BeatsConfig:
+    """
+    Configuration of a BEATs file.
+
+    Raises:
+        ConversionError: The file is of a kind that [`BeatsModel`] does not build.
+    """
+    for key, required in BEATS_CFG_REQUIRED.items():
+        if cfg.get(key, required) != required:
+            raise ConversionError(
+                f"BEATs cfg has {key}={cfg[key]!r}; only {required!r} is supported, as in every published BEATs file."
+            )
+    return BeatsConfig(**{name: cfg[key] for key, name in BEATS_CFG_FIELDS.items() if key in cfg})
+
+
+def convert_beats_keys(state: StateDict) -> StateDict:
+    """
+    BEATs weights in the names of [`BeatsModel`]: weight norm folded, the position bias kept once.
+
+    Raises:
+        ConversionError: Layers disagree on the position bias, which they share.
+    """
+    state = rename_keys(state, BEATS_RULES)
+    conv = "conv_position.conv."
+    for g, v in (("weight_g", "weight_v"), ("parametrizations.weight.original0", "parametrizations.weight.original1")):
+        if conv + g in state and conv + v in state:
+            state[conv + "weight"] = torch._weight_norm(state.pop(conv + v), state.pop(conv + g), 2)
+    biases = {key: state.pop(key) for key in list(state) if key.endswith(".self_attn.relative_attention_bias.weight")}
+    for key, bias in biases.items():
+        if not torch.equal(bias, state.setdefault("relative_position_bias.weight", bias)):
+            raise ConversionError(f"BEATs layers share one position bias, but {key} differs from the first.")
+    for key in state:
+        if key.endswith(".gate_scale"):
+            state[key] = state[key].squeeze(0)  # (1, H, 1, 1) -> (H, 1, 1)
+    return state
+
+
+def read_beats(path: str | Path) -> BeatsCheckpoint:
+    """
+    Read a BEATs `.pt` file, self-supervised or fine-tuned.
+
+    Raises:
+        ConversionError: Not a BEATs file.
+    """
+    content = load_pickle_safely(path)
+    if not {"cfg", "model"} <= content.keys():
+        raise ConversionError(
+            f"{path}: a BEATs file has the keys `cfg` and `model`, this one has {sorted(map(str, content))}."
+        )
+    state = convert_beats_keys(content["model"])
+    classifier = {
+        key.removeprefix("classifier."): state.pop(key) for key in list(state) if key.startswith("classifier.")
+    }
+    config = beats_config_from_cfg(content["cfg"])
+    if classifier:
+        labels = content.get("label_dict") or {}
+        num_labels = len(classifier["bias"])
+        config.id2label = {index: str(labels.get(index, f"LABEL_{index}")) for index in range(num_labels)}
+        config.label2id = {label: index for index, label in config.id2label.items()}
+    return BeatsCheckpoint(config, state, classifier)
+
+
+def convert_beats(path: str | Path, output: str | Path) -> BeatsModel | BeatsForAudioClassification:
+    """
+    Convert a BEATs `.pt` file to a folder with the model (a classifier where the file was fine-tuned) and the feature
+    extractor.
+
+    Raises:
+        ConversionError: The file does not fit, or the folder is not empty.
+    """
+    checkpoint = read_beats(path)
+    if checkpoint.classifier:
+        model = BeatsForAudioClassification(checkpoint.config)
+        load_exactly(model.classifier, checkpoint.classifier, f"{path} (predictor)")
+        load_exactly(model.model, checkpoint.encoder, str(path))
+    else:
+        model = BeatsModel(checkpoint.config)
+        load_exactly(model, checkpoint.encoder, str(path))
+    save_folder(output, model, XacleFeatureExtractor(feature_size=checkpoint.config.num_mel_bins))
+    return model
+
+
+def add_special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """
+    Add the audio and score tokens at the end of the vocabulary.
+
+    Returns:
+        The fields of [`XacleConfig`] that hold their ids.
+    """
+    tokenizer.add_special_tokens({"extra_special_tokens": SPECIAL_TOKENS}, replace_extra_special_tokens=False)
+    names = {
+        "audio_start_token_id": AUDIO_START_TOKEN,
+        "audio_end_token_id": AUDIO_END_TOKEN,
+        "score_token_id": SCORE_TOKEN,
+        "audio_token_id": AUDIO_TOKEN,
+    }
+    return {name: tokenizer.convert_tokens_to_ids(token) for name, token in names.items()}
+
+
+def read_tmu(source: str | Path, revision: str | None = None) -> tuple[StateDict, dict[str, Any]]:
+    """
+    Read a checkpoint of the published system in any of its containers: a folder or Hub id with `model.pt` and
+    `config.json`, or a file with a bare state dict, `{"model_state_dict": ...}` or Lightning's `{"state_dict": ...}`.
+
+    Returns:
+        The weights under the names of the published `model.pt`, and the content of `config.json` (empty for a file).
+    """
+    path = Path(source)
+    settings: dict[str, Any] = {}
+    if not path.is_file():
+        files = {name: path / name for name in ("model.pt", "config.json")}
+        if not path.exists():
+            files = {name: Path(hf_hub_download(str(source), name, revision=revision)) for name in files}
+        missing = [str(file) for file in files.values() if not file.is_file()]
+        if missing:
+            raise ConversionError(
+                f"{source}: a published checkpoint folder has model.pt and config.json; missing: {', '.join(missing)}."
+            )
+        path = files["model.pt"]
+        settings = json.loads(files["config.json"].read_text(encoding="utf-8"))
+    content = load_pickle_safely(path)
+    state = content.get("model_state_dict", content.get("state_dict", content))
+    return rename_keys(state, LIGHTNING_RULES), settings
+
+
+def convert_tmu(
+    source: str | Path,
+    output: str | Path,
+    llm: str | None = None,
+    beats: str | Path | None = None,
+    revision: str | None = None,
+) -> XacleModel:
+    """
+    Convert a checkpoint of the published system to one complete folder.
+
+    Args:
+        source (`str`): What [`read_tmu`] reads.
+        output (`str`): Folder to write.
+        llm (`str`, *optional*): Folder or Hub id of the language model, for its config and tokenizer; by default what
+            the source's config.json names.
+        beats (`str`, *optional*): The BEATs file, for its `cfg`; by default the published BEATs iter3+ AS2M settings.
+        revision (`str`, *optional*): Revision of a Hub id in `source`.
+
+    Raises:
+        ConversionError: Tensors missing, unexpected or of another shape; a tokenizer that does not fit the embedding.
+    """
+    state, settings = read_tmu(source, revision)
+    llm = llm or settings.get("llm_model_name")
+    if not llm:
+        raise ConversionError(
+            f"{source} does not name its language model: give it with --llm (published: Qwen/Qwen2.5-0.5B-Instruct)."
+        )
+    state = rename_keys(state, TMU_RULES)
+    tower = {key.removeprefix("audio_tower."): state.pop(key) for key in list(state) if key.startswith("audio_tower.")}
+    state |= {f"audio_tower.{key}": tensor for key, tensor in convert_beats_keys(tower).items()}
+
+    tokenizer = AutoTokenizer.from_pretrained(llm)
+    token_ids = add_special_tokens(tokenizer)
+    append_audio_row(state, token_ids, llm)
+    text_config = AutoConfig.from_pretrained(llm)
+    text_config.update({"vocab_size": token_ids["audio_token_id"] + 1, "dtype": torch.float32})
+    config = XacleConfig(
+        audio_config=read_beats(beats).config if beats else BeatsConfig(),
+        text_config=text_config,
+        num_audio_tokens=settings.get("num_audio_tokens", XacleConfig.num_audio_tokens),
+        training_stage=3,
+        **tmu_head_sizes(state),
+        **token_ids,
+    )
+    model = XacleModel(config)
+    load_exactly(model, state, str(source))
+    save_model(output, model, tokenizer)
+    return model
+
+
+def append_audio_row(state: StateDict, token_ids: dict[str, int], llm: str) -> None:
+    """
+    Give the embedding of the published checkpoint, in place, a row for `[AUDIO]`, the mean of the others; it is never
+    used.
+    """
+    key = "language_model.embed_tokens.weight"
+    rows = len(state[key]) if key in state else None
+    if rows is None or rows != token_ids["audio_token_id"]:
+        raise ConversionError(
+            f"{key} has {rows} rows, but the tokenizer of {llm} makes {token_ids['audio_token_id']} with the "
+            "three published tokens: "
+            "is --llm the language model of this checkpoint?"
+        )
+    state[key] = torch.cat([state[key], state[key].mean(dim=0, keepdim=True)])
+
+
+def tmu_head_sizes(state: StateDict) -> dict[str, int]:
+    """
+    Widths of projector and score head, as fields of [`XacleConfig`]; tensors that are missing are found out when
+    loading.
+    """
+    rows = {key: len(state[key]) for key in state if state[key].dim() == 2}
+    sizes = {
+        "projector_intermediate_size": rows.get("projector.up_proj.weight", 0) // 2,
+        "score_head_hidden_size": rows.get("score_head.layers.0.weight"),
+        "score_head_output_size": rows.get("score_head.layers.6.weight"),
+    }
+    return {name: size for name, size in sizes.items() if size}
+
+
+def build_model(
+    beats: str | Path, llm: str, seed: int = 0, **config_fields: Any
+) -> tuple[XacleModel, PreTrainedTokenizerBase]:
+    """
+    An untrained alignment model from pretrained parts: where stage 1 starts. Projector and score head are random.
+
+    Args:
+        beats (`str`): A BEATs `.pt` file, or a folder or Hub id of a converted one.
+        llm (`str`): Folder or Hub id of a causal language model.
+        seed (`int`): Of the random parts.
+        config_fields: Fields of [`XacleConfig`] other than their defaults.
+    """
+    tower = read_beats(beats) if Path(beats).is_file() else beats_from_folder(str(beats))
+    if tower.classifier:
+        logger.warning(f"{beats} was fine-tuned; its class predictor is left out.")
+    tokenizer = AutoTokenizer.from_pretrained(llm)
+    token_ids = add_special_tokens(tokenizer)
+    language_model = AutoModel.from_pretrained(llm, dtype=torch.float32)
+    language_model.resize_token_embeddings(token_ids["audio_token_id"] + 1)
+    config_fields.setdefault(
+        "projector_intermediate_size", 4 * language_model.config.hidden_size
+    )  # the published ratio
+    config = XacleConfig(audio_config=tower.config, text_config=language_model.config, **token_ids, **config_fields)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = XacleModel(config)
+    load_exactly(model.audio_tower, tower.encoder, str(beats))
+    load_exactly(model.language_model, language_model.state_dict(), llm)
+    return model, tokenizer
+
+
+def beats_from_folder(folder: str) -> BeatsCheckpoint:
+    """Weights and config of a converted BEATs, from its folder or Hub id."""
+    model, info = BeatsModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    if info["missing_keys"]:
+        raise ConversionError(f"{folder} is not a BEATs model: missing {sorted(info['missing_keys'])}.")
+    return BeatsCheckpoint(model.config, model.state_dict())
+
+
+def init_model(beats: str | Path, llm: str, output: str | Path, seed: int = 0, **config_fields: Any) -> XacleModel:
+    """Build an untrained model with [`build_model`] and save its folder."""
+    model, tokenizer = build_model(beats, llm, seed, **config_fields)
+    save_model(output, model, tokenizer)
+    return model
+
+
+def save_model(output: str | Path, model: XacleModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Save an alignment model with its processor as one complete folder."""
+    feature_extractor = XacleFeatureExtractor(feature_size=model.config.audio_config.num_mel_bins)
+    save_folder(
+        output, model, XacleProcessor(feature_extractor, tokenizer, num_audio_tokens=model.config.num_audio_tokens)
+    )
+
+
+def save_folder(output: str | Path, model: PreTrainedModel, processor: Any) -> None:
+    """Save a model and what prepares its inputs in one new folder."""
+    output = Path(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConversionError(f"{output} already exists and is not an empty folder: remove it or choose another.")
+    model.save_pretrained(output)
+    processor.save_pretrained(output)

@@ -1,0 +1,239 @@
+"""The alignment model: BEATs -> SwiGLU projector -> causal language model -> score (arXiv 2602.00604, section 2)."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_xacle import XacleConfig
+from .modeling_beats import BeatsModel
+
+
+@dataclass
+class XacleOutput(ModelOutput):
+    r"""
+    Output of [`XacleModel`].
+
+    Args:
+        loss (`torch.Tensor` of shape `()`, *optional*): Mean squared error of the logits, where `labels` were given.
+        logits (`torch.Tensor` of shape `(batch_size,)`): Score head output in label units: -1 not at all, 1 exactly;
+            unbounded.
+        scores (`torch.Tensor` of shape `(batch_size,)`): Calibrated score on the listeners' scale (0-10), not clamped.
+        hidden_states (`tuple` of `torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*): Of
+            the language model: the embeddings, then each layer's output, where `output_hidden_states=True`.
+        attentions (`tuple` of `torch.Tensor` of shape `(batch_size, num_heads, sequence_length, sequence_length)`,
+            *optional*): Of the language model, where `output_attentions=True` and its attention is `eager`.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    scores: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+class XacleProjector(nn.Module):
+    """Audio features -> language model embeddings: a SwiGLU layer blended with a linear path by a learned gate."""
+
+    def __init__(self, config: XacleConfig):
+        super().__init__()
+        audio_size, text_size = config.audio_config.hidden_size, config.text_config.hidden_size
+        self.norm = nn.LayerNorm(audio_size, eps=config.audio_config.layer_norm_eps)
+        self.up_proj = nn.Linear(audio_size, 2 * config.projector_intermediate_size)
+        self.dropout = nn.Dropout(config.projector_dropout)
+        self.down_proj = nn.Linear(config.projector_intermediate_size, text_size)
+        self.residual_proj = nn.Linear(audio_size, text_size)
+        self.residual_gate = nn.Linear(audio_size, text_size)
+
+    def forward(self, audio_features: torch.Tensor) -> torch.Tensor:
+        """`(batch_size, num_audio_tokens, audio_hidden_size)` -> `(batch_size, num_audio_tokens, text_hidden_size)`."""
+        value, gate = self.up_proj(self.norm(audio_features)).chunk(2, dim=-1)  # (B, N, D) -> 2 x (B, N, P)
+        transformed = self.down_proj(self.dropout(value * nn.functional.silu(gate)))  # -> (B, N, H)
+        residual_gate = self.residual_gate(audio_features).sigmoid()
+        return residual_gate * self.residual_proj(audio_features) + (1 - residual_gate) * transformed
+
+
+class XacleScoreHead(nn.Module):
+    """
+    Hidden state at `[SCORE]` -> logit, in fp32 whatever the rest computes in: in bf16 scores tie and rank correlations
+    break.
+    """
+
+    def __init__(self, config: XacleConfig):
+        super().__init__()
+        hidden_size, output_size = config.score_head_hidden_size, config.score_head_output_size
+        self.layers = nn.Sequential(
+            nn.Linear(config.text_config.hidden_size, hidden_size),
+            nn.ReLU(),
+            nn.Dropout(config.score_head_dropout),
+            nn.Linear(hidden_size, hidden_size),
+            nn.ReLU(),
+            nn.Dropout(config.score_head_dropout),
+            nn.Linear(hidden_size, output_size),
+            nn.Linear(output_size, 1),
+        )
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`(batch_size, hidden_size)` -> `(batch_size,)`."""
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            return self.layers(hidden_states.to(self.layers[0].weight.dtype)).squeeze(-1)
+
+
+class XaclePreTrainedModel(PreTrainedModel):
+    """Initialisation and capabilities shared by the alignment models."""
+
+    config: XacleConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    input_modalities = ("audio", "text")
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # else Trainer multiplies a mean loss by accumulation steps and processes
+    _no_split_modules = ["BeatsLayer"]
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _keep_in_fp32_modules_strict = ["score_head"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """
+        Projector and score head start with weights uniform in +-1/sqrt(fan-in), the same signal at any width, and no
+        biases; encoder and language model have rules of their own.
+        """
+        super()._init_weights(module)
+        if isinstance(module, nn.Linear):
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+
+
+class XacleModel(XaclePreTrainedModel):
+    """
+    Scores how well a sound matches a caption.
+
+    `forward` takes the log-mel spectrogram (`input_features`) or what [`~XacleModel.get_audio_features`] made of it
+    (`audio_features`): the second way serves feature caches and many captions for one clip.
+    """
+
+    def __init__(self, config: XacleConfig):
+        super().__init__(config)
+        self.audio_tower = BeatsModel(config.audio_config)
+        self.projector = XacleProjector(config)
+        # In the dtype of everything built here, not the one in the language model's own config.
+        self.language_model = AutoModel.from_config(config.text_config, dtype=torch.get_default_dtype())
+        self.score_head = XacleScoreHead(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Embeddings of the language model."""
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the embeddings of the language model."""
+        self.language_model.set_input_embeddings(value)
+
+    def get_audio_features(self, input_features: torch.Tensor) -> torch.Tensor:
+        """
+        Encode clips, before the projector: all that depends on the (frozen) encoder alone.
+
+        Args:
+            input_features (`torch.Tensor` of shape `(batch_size, num_frames, num_mel_bins)`): Normalised log-mel
+                spectrogram.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, num_audio_tokens, audio_hidden_size)`.
+        """
+        tokens = self.audio_tower(input_features).last_hidden_state  # (B, T, F) -> (B, N, D)
+        return nn.functional.adaptive_avg_pool1d(tokens.transpose(1, 2), self.config.num_audio_tokens).transpose(1, 2)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
+        audio_features: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs: Any,
+    ) -> XacleOutput:
+        """
+        Score pairs. [`XacleProcessor`] makes the inputs.
+
+        Args:
+            input_ids (`torch.Tensor` of shape `(batch_size, sequence_length)`): Caption, `[AUDIO_START]`, `[AUDIO]`
+                times `num_audio_tokens`, `[AUDIO_END]`, one `[SCORE]`, padding.
+            attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): 1 for tokens, 0 for
+                padding. Padding must be at the end, where causal attention hides it from the score; so nothing is
+                masked.
+            input_features (`torch.Tensor` of shape `(batch_size, num_frames, num_mel_bins)`, *optional*): Normalised
+                log-mel spectrogram.
+            audio_features (`torch.Tensor` of shape `(batch_size, num_audio_tokens, audio_hidden_size)`, *optional*):
+                Output of `get_audio_features`, instead of `input_features`.
+            labels (`torch.Tensor` of shape `(batch_size,)`, *optional*): Targets in [-1, 1]
+                (`config.scores_to_labels`). The loss is the mean squared error of the logits, each pair by itself;
+                list losses belong to training.
+            output_hidden_states (`bool`, *optional*), output_attentions (`bool`, *optional*): Return those of the
+                language model.
+
+        Raises:
+            ValueError: Not exactly one of `input_features` and `audio_features`; padding before the end; a sequence
+            without its
+                audio tokens or its `[SCORE]`.
+        """
+        if (input_features is None) == (audio_features is None):
+            raise ValueError("Give either `input_features` or `audio_features`.")
+        if attention_mask is not None and (attention_mask.diff(dim=1) > 0).any():
+            raise ValueError(
+                "attention_mask has tokens after padding; XacleProcessor pads at the end, as the model needs it."
+            )
+        if audio_features is None:
+            audio_features = self.get_audio_features(input_features)
+        outputs = self.language_model(
+            inputs_embeds=self._merge(input_ids, audio_features),
+            use_cache=False,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
+        score_states = outputs.last_hidden_state[self._score_mask(input_ids)]  # (B, S, H) -> (B, H)
+        logits = self.score_head(score_states)
+        loss = None
+        if labels is not None:
+            loss = nn.functional.mse_loss(logits, labels.to(logits.dtype))
+        return XacleOutput(
+            loss=loss,
+            logits=logits,
+            scores=self.config.logits_to_scores(logits),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _merge(self, input_ids: torch.Tensor, audio_features: torch.Tensor) -> torch.Tensor:
+        """Embeddings `(B, S, H)` of the sequence, with the projected audio in the places of `[AUDIO]`."""
+        mask = input_ids == self.config.audio_token_id
+        counts = mask.sum(dim=1)
+        if len(input_ids) != len(audio_features) or (counts != audio_features.shape[1]).any():
+            raise ValueError(
+                f"{len(input_ids)} sequences with {sorted(set(counts.tolist()))} [AUDIO] tokens do not fit "
+                f"{len(audio_features)} clips with "
+                f"{audio_features.shape[1]}: use the processor that was saved with this model."
+            )
+        embeddings = self.get_input_embeddings()(input_ids)
+        projected = self.projector(audio_features.to(self.projector.up_proj.weight.dtype))
+        return embeddings.masked_scatter(mask.unsqueeze(-1), projected.to(embeddings.dtype))
+
+    def _score_mask(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Where `[SCORE]` is, `(B, S)`, once in each sequence."""
+        mask = input_ids == self.config.score_token_id
+        if (mask.sum(dim=1) != 1).any():
+            raise ValueError(
+                "Each sequence needs exactly one [SCORE] token: use the processor that was saved with this model."
+            )
+        return mask
+
+
+__all__ = ["XacleModel", "XacleOutput", "XaclePreTrainedModel", "XacleProjector", "XacleScoreHead"]

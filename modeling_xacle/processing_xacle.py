@@ -1,0 +1,149 @@
+"""Caption + audio -> model inputs. The one place that knows the order of the sequence and counts its tokens."""
+
+from typing import Any
+
+import torch
+from transformers import BatchFeature, ProcessorMixin
+
+from .feature_extraction_xacle import is_batch, log_losses
+
+AUDIO_START_TOKEN = "[AUDIO_START]"
+AUDIO_END_TOKEN = "[AUDIO_END]"
+SCORE_TOKEN = "[SCORE]"
+AUDIO_TOKEN = "[AUDIO]"
+# In the order of their ids: the published checkpoint's three, then the one whose embedding is never used.
+SPECIAL_TOKENS = [AUDIO_START_TOKEN, AUDIO_END_TOKEN, SCORE_TOKEN, AUDIO_TOKEN]
+
+
+class XacleProcessor(ProcessorMixin):
+    r"""
+    Builds the sequence caption, `[AUDIO_START]`, N x `[AUDIO]`, `[AUDIO_END]`, `[SCORE]`, padded at its end (arXiv
+    2602.00604, section 2). The published EOS after `[SCORE]` is left out: under causal attention it cannot change the
+    score.
+
+    Args:
+        feature_extractor (`XacleFeatureExtractor`): Audio -> log-mel spectrogram.
+        tokenizer (`PreTrainedTokenizerBase`): Tokenizer of the language model with the four tokens of `SPECIAL_TOKENS`
+            added.
+        num_audio_tokens (`int`): Audio tokens of a clip; the model's `config.num_audio_tokens`.
+        max_text_tokens (`int`): Caption tokens that are kept.
+    """
+
+    def __init__(
+        self,
+        feature_extractor: Any,
+        tokenizer: Any,
+        num_audio_tokens: int = 100,
+        max_text_tokens: int = 256,
+        **kwargs: Any,
+    ):
+        super().__init__(feature_extractor, tokenizer, **kwargs)
+        self.num_audio_tokens = num_audio_tokens
+        self.max_text_tokens = max_text_tokens
+        vocabulary = tokenizer.get_vocab()
+        missing = [token for token in SPECIAL_TOKENS if token not in vocabulary]
+        if missing:
+            raise ValueError(
+                f"The tokenizer lacks {', '.join(missing)}: take one that `xacle init` or `xacle convert tmu` wrote."
+            )
+        audio_start, audio_end, score, audio = (vocabulary[token] for token in SPECIAL_TOKENS)
+        self._audio_and_score_ids = [audio_start, *[audio] * num_audio_tokens, audio_end, score]
+        pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        self._pad_id = 0 if pad_id is None else pad_id  # any id does: nothing attends to padding at the end
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Names of the tensors that a call with captions and audio returns."""
+        return ["input_ids", "attention_mask", "input_features"]
+
+    def __call__(
+        self,
+        text: str | list[str] | None = None,
+        audio: Any = None,
+        sampling_rate: int | None = None,
+        return_tensors: str = "pt",
+        device: str | torch.device | None = None,
+        return_notes: bool = False,
+    ) -> BatchFeature:
+        """
+        Model inputs for pairs of a caption and a clip.
+
+        Args:
+            text (`str` or `list[str]`, *optional*): Captions.
+            audio (*optional*): Clips, each as [`load_waveform`] takes them; as many as captions. Without them only the
+                sequence is built, for a model that gets `audio_features`.
+            sampling_rate (`int`, *optional*): Rate in Hz of bare samples.
+            return_tensors (`str`): `"pt"` or `"np"`.
+            device (`str` or `torch.device`, *optional*): Where the spectrogram is computed and everything stays; by
+                default the CPU.
+            return_notes (`bool`): Also return `notes`, what was cut, padded or resampled in each pair, instead of
+                logging the cuts.
+
+        Returns:
+            `BatchFeature` with `input_ids` and `attention_mask` of shape `(batch_size, sequence_length)` (1 for
+            tokens, 0 for the padding at the end) and `input_features` of shape `(batch_size, num_frames,
+            num_mel_bins)`.
+
+        Raises:
+            ValueError: An empty caption; captions and clips that differ in number; audio that cannot be used.
+            TypeError: A caption that is not a string.
+        """
+        if text is None and audio is None:
+            raise ValueError("Nothing to process: give `text`, `audio` or both.")
+        data: dict[str, Any] = {}
+        notes: list[list[str]] = []
+        if audio is not None:
+            data.update(self.feature_extractor(audio, sampling_rate, device=device, return_notes=True))
+            notes = data.pop("notes")
+        if text is not None:
+            captions = list(text) if is_batch(text) else [text]
+            if audio is not None and len(captions) != len(notes):
+                raise ValueError(
+                    f"{len(captions)} captions and {len(notes)} clips do not make pairs: give as many of the one "
+                    "as of the other."
+                )
+            sequences, caption_notes = zip(*map(self.tokenize_caption, captions), strict=True)
+            data.update(self.pad(sequences, device=device))
+            notes = [a + b for a, b in zip(notes or [[]] * len(captions), caption_notes, strict=True)]
+        batch = BatchFeature(data, tensor_type=return_tensors)
+        if return_notes:
+            batch["notes"] = notes
+        else:
+            log_losses(notes)
+        return batch
+
+    def tokenize_caption(self, caption: str) -> tuple[list[int], list[str]]:
+        """
+        The whole sequence of one pair, unpadded, and notes on a caption that was cut.
+
+        A caption that spells a special token stays text, so the one `[SCORE]` of a sequence is the one placed here.
+
+        Raises:
+            TypeError: The caption is not a string.
+            ValueError: The caption is empty or blank, or not valid Unicode.
+        """
+        if not isinstance(caption, str):
+            raise TypeError(f"A caption must be a string, not {type(caption).__name__}: {caption!r}.")
+        if not caption.strip():
+            raise ValueError(f"The caption is empty ({caption!r}): a score needs words to compare with the sound.")
+        if any("\ud800" <= character <= "\udfff" for character in caption):
+            raise ValueError(
+                f"The caption {caption!r} is not valid Unicode (it has a lone surrogate): read its file as UTF-8."
+            )
+        ids = self.tokenizer(caption, split_special_tokens=True, verbose=False)["input_ids"]
+        notes = []
+        if len(ids) > self.max_text_tokens:
+            notes.append(f"caption cut: {len(ids)} tokens to {self.max_text_tokens}")
+        return ids[: self.max_text_tokens] + self._audio_and_score_ids, notes
+
+    def pad(self, sequences: list[list[int]], device: str | torch.device | None = None) -> dict[str, torch.Tensor]:
+        """
+        `input_ids` and `attention_mask` of shape `(batch_size, longest)`, int64, padded at the end and only there.
+        """
+        length = max(map(len, sequences))
+        input_ids = [[*ids, *[self._pad_id] * (length - len(ids))] for ids in sequences]
+        attention_mask = [[1] * len(ids) + [0] * (length - len(ids)) for ids in sequences]
+        return {
+            "input_ids": torch.tensor(input_ids, device=device),
+            "attention_mask": torch.tensor(attention_mask, device=device),
+        }
