@@ -236,6 +236,11 @@ def convert_beats(path: str | Path, output: str | Path) -> BeatsModel | BeatsFor
     return model
 
 
+def provenance(name: str) -> str:
+    """What config.json tells of where a part came from: a Hub id, but of a local folder its name alone."""
+    return Path(name).name if Path(name).exists() else name
+
+
 def add_special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """
     Add the audio and score tokens at the end of the vocabulary.
@@ -315,6 +320,7 @@ def convert_tmu(
     append_audio_row(state, token_ids, llm)
     text_config = AutoConfig.from_pretrained(llm)
     text_config.update({"vocab_size": token_ids["audio_token_id"] + 1, "dtype": torch.float32})
+    text_config._name_or_path = provenance(llm)
     config = XacleConfig(
         audio_config=read_beats(beats).config if beats else BeatsConfig(),
         text_config=text_config,
@@ -376,14 +382,14 @@ def build_model(
         logger.warning(f"{beats} was fine-tuned; its class predictor is left out.")
     tokenizer = AutoTokenizer.from_pretrained(llm)
     token_ids = add_special_tokens(tokenizer)
-    language_model = AutoModel.from_pretrained(llm, dtype=torch.float32)
-    language_model.resize_token_embeddings(token_ids["audio_token_id"] + 1)
-    config_fields.setdefault(
-        "projector_intermediate_size", 4 * language_model.config.hidden_size
-    )  # the published ratio
-    config = XacleConfig(audio_config=tower.config, text_config=language_model.config, **token_ids, **config_fields)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        language_model = AutoModel.from_pretrained(llm, dtype=torch.float32)
+        language_model.resize_token_embeddings(token_ids["audio_token_id"] + 1)  # new rows, if any, are random
+        text_config = language_model.config
+        text_config._name_or_path = provenance(llm)
+        config_fields.setdefault("projector_intermediate_size", 4 * text_config.hidden_size)  # the published ratio
+        config = XacleConfig(audio_config=tower.config, text_config=text_config, **token_ids, **config_fields)
         model = XacleModel(config)
     load_exactly(model.audio_tower, tower.encoder, str(beats))
     load_exactly(model.language_model, language_model.state_dict(), llm)
@@ -392,9 +398,12 @@ def build_model(
 
 def beats_from_folder(folder: str) -> BeatsCheckpoint:
     """Weights and config of a converted BEATs, from its folder or Hub id."""
-    model, info = BeatsModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    if info["missing_keys"]:
-        raise ConversionError(f"{folder} is not a BEATs model: missing {sorted(info['missing_keys'])}.")
+    model_type = AutoConfig.from_pretrained(folder).model_type
+    if model_type != BeatsConfig.model_type:
+        raise ConversionError(
+            f"{folder} holds a {model_type} model; --beats takes a BEATs .pt file or a converted one."
+        )
+    model = BeatsModel.from_pretrained(folder, dtype=torch.float32)
     return BeatsCheckpoint(model.config, model.state_dict())
 
 

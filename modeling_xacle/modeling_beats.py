@@ -114,6 +114,16 @@ class BeatsConvPositionEmbedding(nn.Module):
         return self.activation(positions[:, :, :num_tokens]).transpose(1, 2)
 
 
+def deep_norm_linear(config: BeatsConfig, in_features: int, out_features: int, is_branch: bool = True) -> nn.Linear:
+    """
+    A linear layer that starts as DeepNorm asks (arXiv 2203.00555, table 2): Xavier normal, smaller by
+    `(8 * num_hidden_layers) ** 0.25` in the residual branch's values, output and feed-forward, not in queries and keys.
+    """
+    linear = nn.Linear(in_features, out_features)
+    linear.xavier_gain = (8 * config.num_hidden_layers) ** -0.25 if config.deep_norm and is_branch else 1.0
+    return linear
+
+
 class BeatsAttention(nn.Module):
     """
     Self-attention whose relative position bias is gated by the query (arXiv 2212.09058, section 3.1, after WavLM's).
@@ -126,10 +136,11 @@ class BeatsAttention(nn.Module):
         self.config = config
         self.num_heads = config.num_attention_heads
         self.head_dim = config.hidden_size // config.num_attention_heads
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        size = config.hidden_size
+        self.q_proj = deep_norm_linear(config, size, size, is_branch=False)
+        self.k_proj = deep_norm_linear(config, size, size, is_branch=False)
+        self.v_proj = deep_norm_linear(config, size, size)
+        self.out_proj = deep_norm_linear(config, size, size)
         self.gate_proj = nn.Linear(self.head_dim, 8)
         self.gate_scale = nn.Parameter(torch.ones(self.num_heads, 1, 1))
 
@@ -183,9 +194,9 @@ class BeatsLayer(GradientCheckpointingLayer):
         self.residual_scale = (2 * config.num_hidden_layers) ** 0.25 if config.deep_norm else 1.0
         self.self_attn = BeatsAttention(config)
         self.self_attn_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc1 = deep_norm_linear(config, config.hidden_size, config.intermediate_size)
         self.activation = ACT2FN[config.hidden_act]
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.fc2 = deep_norm_linear(config, config.intermediate_size, config.hidden_size)
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
@@ -212,25 +223,15 @@ class BeatsPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """
-        DeepNorm initialisation (arXiv 2203.00555, table 2) for the layers, wav2vec 2.0's for the position convolution.
-        """
+        """DeepNorm's initialisation for the layers, wav2vec 2.0's for the position convolution."""
         super()._init_weights(module)
-        gain = (8 * self.config.num_hidden_layers) ** -0.25 if self.config.deep_norm else 1.0
-        if isinstance(module, BeatsAttention):
+        # On leaves only: for code outside the library, Transformers passes over modules without parameters of their own.
+        if hasattr(module, "xavier_gain"):
+            init.xavier_normal_(module.weight, gain=module.xavier_gain)
+        elif isinstance(module, nn.Conv1d):
+            init.normal_(module.weight, std=(4 / (module.kernel_size[0] * module.in_channels)) ** 0.5)
+        elif isinstance(module, BeatsAttention):
             init.ones_(module.gate_scale)
-            for linear, linear_gain in (
-                (module.q_proj, 1),
-                (module.k_proj, 1),
-                (module.v_proj, gain),
-                (module.out_proj, gain),
-            ):
-                init.xavier_normal_(linear.weight, gain=linear_gain)
-        elif isinstance(module, BeatsLayer):
-            init.xavier_normal_(module.fc1.weight, gain=gain)
-            init.xavier_normal_(module.fc2.weight, gain=gain)
-        elif isinstance(module, BeatsConvPositionEmbedding):
-            init.normal_(module.conv.weight, std=(4 / (module.conv.kernel_size[0] * module.conv.in_channels)) ** 0.5)
 
 
 class BeatsModel(BeatsPreTrainedModel):

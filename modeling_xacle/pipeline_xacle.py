@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 from transformers import Pipeline
+from transformers.dynamic_module_utils import custom_object_save
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from transformers.utils import logging
 
@@ -254,8 +255,9 @@ class AudioTextAlignmentPipeline(Pipeline):
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """
-        Save a folder that loads by itself. The base class leaves out the processor and writes the registered default's
-        local path.
+        Save a folder that loads by itself, code included. The base class leaves out the processor and writes the
+        registered default's local path.
         """
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
+        custom_object_save(self, save_directory)

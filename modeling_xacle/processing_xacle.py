@@ -51,6 +51,22 @@ class XacleProcessor(ProcessorMixin):
         pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self._pad_id = 0 if pad_id is None else pad_id  # any id does: nothing attends to padding at the end
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str, **kwargs: Any) -> "XacleProcessor":
+        """
+        Load from a folder or Hub id.
+
+        Raises:
+            OSError: There is no complete processor; a model alone cannot be scored with.
+        """
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except OSError as error:
+            raise OSError(
+                f"{pretrained_model_name_or_path} has no complete XacleProcessor (processor_config.json and tokenizer). "
+                f"Save it beside the model with `processor.save_pretrained`. {error}"
+            ) from error
+
     @property
     def model_input_names(self) -> list[str]:
         """Names of the tensors that a call with captions and audio returns."""

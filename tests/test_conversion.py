@@ -1,0 +1,222 @@
+"""Every tensor accounted for; nothing executed from a pickle; complete folders."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import PARITY
+from transformers import AutoModel, AutoProcessor
+
+from modeling_xacle import BeatsConfig, XacleModel
+from modeling_xacle.conversion import ConversionError, build_model, convert_beats, convert_tmu, init_model, read_beats
+
+LLM = str(PARITY / "llm")
+BEATS = PARITY / "beats.pt"
+
+
+def altered(tmp_path, change, name="model.pt"):
+    """The parity checkpoint with a changed state dict, as a file."""
+    state = torch.load(PARITY / name, weights_only=True)
+    change(state)
+    torch.save(state, tmp_path / "altered.pt")
+    return tmp_path / "altered.pt"
+
+
+def altered_beats(tmp_path, change):
+    content = torch.load(BEATS, weights_only=True)
+    change(content)
+    torch.save(content, tmp_path / "altered_beats.pt")
+    return tmp_path / "altered_beats.pt"
+
+
+@pytest.mark.parametrize(
+    ("change", "messages"),
+    [
+        (lambda state: state.pop("score_head.mlp.3.bias"), ["missing: score_head.layers.3.bias (40,)"]),
+        (lambda state: state.update({"llm_wrapper.extra": torch.zeros(2)}), ["unexpected: llm_wrapper.extra (2,)"]),
+        (
+            lambda state: state.update({"final_linear.linear.weight": torch.zeros(1, 9)}),
+            ["shape: score_head.layers.7.weight is (1, 9), expected (1, 16)"],
+        ),
+        (
+            lambda state: [state.pop(key) for key in list(state) if "pos_conv.0.param" in key],
+            ["missing: audio_tower.conv_position.conv.weight (48, 12, 16)"],
+        ),
+        (
+            lambda state: [state.pop("llm_wrapper.llm.norm.weight"), state.update(stray=torch.zeros(1))],
+            ["missing: language_model.norm.weight", "unexpected: stray"],
+        ),
+    ],
+)
+def test_tensors_that_do_not_fit_are_listed(change, messages, tmp_path):
+    with pytest.raises(ConversionError) as error:
+        convert_tmu(altered(tmp_path, change), tmp_path / "out", llm=LLM, beats=BEATS)
+    assert all(message in str(error.value) for message in messages)
+    assert not (tmp_path / "out").exists()
+
+
+def test_copies_of_the_shared_position_bias_are_dropped_only_if_equal(tmp_path):
+    key = "encoder.layers.{}.self_attn.relative_attention_bias.weight"
+    copied = altered_beats(tmp_path, lambda c: c["model"].update({key.format(2): c["model"][key.format(0)].clone()}))
+    assert read_beats(copied).encoder.keys() == read_beats(BEATS).encoder.keys()
+    differs = altered_beats(tmp_path, lambda c: c["model"].update({key.format(2): c["model"][key.format(0)] + 1}))
+    with pytest.raises(ConversionError, match=r"share one position bias, but layers\.2"):
+        read_beats(differs)
+
+
+@pytest.mark.parametrize(("key", "value"), [("layer_norm_first", True), ("gru_rel_pos", False)])
+def test_other_kinds_of_beats_are_refused(key, value, tmp_path):
+    with pytest.raises(ConversionError, match=f"{key}={value}"):
+        read_beats(altered_beats(tmp_path, lambda content: content["cfg"].update({key: value})))
+
+
+def test_settings_of_the_beats_file_are_read():
+    config = read_beats(BEATS).config
+    assert (config.num_attention_heads, config.relative_position_max_distance, config.deep_norm) == (4, 80, True)
+    assert BeatsConfig().relative_position_max_distance == 800
+
+
+def test_without_the_beats_file_the_published_encoder_is_expected(tmp_path):
+    with pytest.raises(ConversionError, match=r"missing: audio_tower.layers.11.*"):
+        convert_tmu(PARITY, tmp_path / "out", llm=LLM)
+
+
+def test_a_language_model_of_another_size_is_refused(tmp_path):
+    source = altered(tmp_path, lambda s: s.update({"llm_wrapper.llm.embed_tokens.weight": torch.zeros(300, 64)}))
+    with pytest.raises(ConversionError, match=r"has 300 rows, but the tokenizer .* makes 371 .* is --llm"):
+        convert_tmu(source, tmp_path / "out", llm=LLM, beats=BEATS)
+
+
+def test_a_file_names_no_language_model(tmp_path):
+    with pytest.raises(ConversionError, match=r"give it with --llm \(published: Qwen/Qwen2.5-0.5B-Instruct\)"):
+        convert_tmu(PARITY / "model_container.pt", tmp_path / "out", beats=BEATS)
+
+
+def test_a_folder_without_a_checkpoint(tmp_path):
+    with pytest.raises(ConversionError, match=r"missing: .*model\.pt, .*config\.json"):
+        convert_tmu(tmp_path, tmp_path / "out", llm=LLM)
+
+
+def test_output_is_never_overwritten(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ConversionError, match="not an empty folder"):
+        convert_beats(BEATS, tmp_path)
+    assert os.listdir(tmp_path) == ["notes.txt"]
+
+
+def test_a_tmu_checkpoint_is_no_beats_file(tmp_path):
+    with pytest.raises(ConversionError, match="has the keys `cfg` and `model`"):
+        convert_beats(PARITY / "model.pt", tmp_path / "out")
+
+
+class Malicious:
+    """Unpickling this would leave a file behind."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize("convert", [convert_tmu, convert_beats])
+def test_pickled_objects_are_refused_and_not_executed(convert, tmp_path):
+    trace = tmp_path / "executed"
+    torch.save({"state_dict": {}, "cfg": Malicious(trace), "model": {}}, tmp_path / "evil.pt")
+    with pytest.raises(ConversionError, match="refused, nothing was executed"):
+        convert(tmp_path / "evil.pt", tmp_path / "out")
+    assert not trace.exists()
+    torch.load(tmp_path / "evil.pt", weights_only=False)
+    assert trace.exists()  # the file is indeed dangerous
+
+
+BROKEN = {"empty": b"", "text": b"not a checkpoint", "truncated": BEATS.read_bytes()[:5000]}
+
+
+@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
+def test_broken_files(content, tmp_path):
+    (tmp_path / "broken.pt").write_bytes(content)
+    with pytest.raises(ConversionError, match=r"broken\.pt"):
+        convert_beats(tmp_path / "broken.pt", tmp_path / "out")
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(ConversionError, match=r"gone\.pt: no such file"):
+        convert_beats(tmp_path / "gone.pt", tmp_path / "out")
+
+
+def test_hub_id(tmp_path):
+    """A Hub id is read through the library's own cache, here laid out as a download leaves it."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "hub" / "models--Atotti--xacle-tmu-2026"
+    snapshot = repository / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    for name in ("model.pt", "config.json"):
+        (snapshot / name).write_bytes((PARITY / name).read_bytes())
+    parts = ["--llm", LLM, "--beats", str(BEATS), "-o", str(tmp_path / "out")]
+    command = ["convert", "tmu", "Atotti/xacle-tmu-2026", *parts]
+    code = "import sys; from modeling_xacle.cli import main; sys.argv[0] = 'xacle'; main()"
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    subprocess.run([sys.executable, "-c", code, *command], check=True, env=environment, cwd=PARITY.parents[2])
+    assert AutoModel.from_pretrained(tmp_path / "out").config.training_stage == 3
+
+
+def test_converted_folder_is_complete(model_folder):
+    files = {path.name for path in model_folder.iterdir()}
+    code = {"configuration_xacle.py", "feature_extraction_xacle.py", "modeling_beats.py", "modeling_xacle.py"}
+    data = {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json"}
+    assert files == code | data | {"pipeline_xacle.py", "processing_xacle.py"}
+    text = (model_folder / "config.json").read_text()
+    assert "AudioTextAlignmentPipeline" in text
+    assert str(Path(__file__).parents[1]) not in text
+
+
+def test_untrained_model_keeps_the_pretrained_parts(tmp_path):
+    init_model(BEATS, LLM, tmp_path / "model", seed=3)
+    model = XacleModel.from_pretrained(tmp_path / "model")
+    assert model.config.training_stage == 0
+    for name, tensor in read_beats(BEATS).encoder.items():
+        assert torch.equal(model.audio_tower.state_dict()[name], tensor), name
+    plain = AutoModel.from_pretrained(LLM)
+    for name, tensor in model.language_model.state_dict().items():
+        rows = 368 if name == "embed_tokens.weight" else None
+        assert torch.equal(tensor[:rows], plain.state_dict()[name][:rows]), name
+    assert AutoProcessor.from_pretrained(tmp_path / "model").num_audio_tokens == 100
+
+
+def test_seed_rules_the_random_parts_and_nothing_else():
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    first, again, other = (build_model(BEATS, LLM, seed=seed)[0].state_dict() for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    differ = {name.split(".")[0] for name in first if not torch.equal(first[name], other[name])}
+    assert differ == {"projector", "score_head"}
+
+
+def test_init_from_a_converted_encoder(tmp_path):
+    convert_beats(BEATS, tmp_path / "beats")
+    convert_beats(PARITY / "beats_finetuned.pt", tmp_path / "classifier")
+    expected = read_beats(BEATS).encoder
+    for folder in ("beats", "classifier"):
+        model, _ = build_model(tmp_path / folder, LLM)
+        assert model.config.audio_config.relative_position_max_distance == 80
+    for name, tensor in build_model(tmp_path / "beats", LLM)[0].audio_tower.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_init_from_something_else(tmp_path):
+    with pytest.raises(ConversionError, match="holds a qwen2 model"):
+        build_model(LLM, LLM)
+
+
+def test_fields_of_the_configuration_can_be_chosen():
+    model, _ = build_model(BEATS, LLM, num_audio_tokens=20, score_head_hidden_size=24)
+    assert model.config.num_audio_tokens == 20
+    assert model.score_head.layers[0].out_features == 24
+    assert model.config.projector_intermediate_size == 4 * 64

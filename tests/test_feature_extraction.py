@@ -1,0 +1,165 @@
+"""The audio loader and the log-mel front end."""
+
+import io
+import types
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import SAMPLING_RATE
+from torchaudio.compliance import kaldi
+from transformers import AutoFeatureExtractor
+
+from modeling_xacle import XacleFeatureExtractor, load_waveform
+
+
+def write(path, samples, rate=SAMPLING_RATE, **kwargs):
+    soundfile.write(path, samples, rate, **kwargs)
+    return path
+
+
+def test_log_mel_equals_torchaudio(noise):
+    extractor = XacleFeatureExtractor()
+    silence_then_click = np.zeros(SAMPLING_RATE, dtype=np.float32)
+    silence_then_click[8000] = 1.0
+    clips = [*noise, silence_then_click]
+    features = extractor([{"array": clip, "sampling_rate": SAMPLING_RATE} for clip in clips])["input_features"]
+    for clip, ours in zip(clips, features, strict=True):
+        waveform = extractor.fit(torch.from_numpy(clip)).unsqueeze(0) * 2**15
+        fbank = kaldi.fbank(waveform, num_mel_bins=128, sample_frequency=SAMPLING_RATE, frame_length=25, frame_shift=10)
+        torch.testing.assert_close(ours, (fbank - 15.41663) / (2 * 6.55582), atol=1e-4, rtol=0)
+    assert features.shape == (len(clips), 998, 128)
+
+
+def test_batch_equals_single(noise):
+    extractor = XacleFeatureExtractor()
+    together = extractor(noise, sampling_rate=SAMPLING_RATE)["input_features"]
+    alone = torch.cat([extractor(clip, sampling_rate=SAMPLING_RATE)["input_features"] for clip in noise])
+    torch.testing.assert_close(together, alone, atol=1e-6, rtol=0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_log_mel_on_gpu(noise):
+    extractor = XacleFeatureExtractor()
+    on_gpu = extractor(noise, sampling_rate=SAMPLING_RATE, device="cuda")["input_features"]
+    assert on_gpu.is_cuda
+    torch.testing.assert_close(on_gpu.cpu(), extractor(noise, SAMPLING_RATE)["input_features"], atol=5e-3, rtol=0)
+
+
+def test_device_argument_reaches_the_result(tone):
+    features = XacleFeatureExtractor()(tone, sampling_rate=SAMPLING_RATE, device=torch.device("cpu"))["input_features"]
+    assert features.device.type == "cpu"
+
+
+def test_numpy_result(tone):
+    features = XacleFeatureExtractor()(tone, sampling_rate=SAMPLING_RATE, return_tensors="np")["input_features"]
+    assert isinstance(features, np.ndarray)
+
+
+def test_settings_survive_saving(tmp_path):
+    extractor = XacleFeatureExtractor(feature_size=64, max_seconds=4.0, mel_mean=1.0)
+    extractor.save_pretrained(tmp_path)
+    again = XacleFeatureExtractor.from_pretrained(tmp_path)
+    assert again.to_dict() == extractor.to_dict()
+    assert again(np.zeros(10, dtype=np.float32), sampling_rate=SAMPLING_RATE)["input_features"].shape == (1, 398, 64)
+
+
+def test_auto_class_loads_the_converted_one(model_folder):
+    assert isinstance(AutoFeatureExtractor.from_pretrained(model_folder), XacleFeatureExtractor)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "subtype", "tolerance"),
+    [
+        ("wav", "PCM_16", 1e-4),
+        ("wav", "PCM_24", 1e-6),
+        ("wav", "FLOAT", 0),
+        ("wav", "PCM_U8", 1e-2),
+        ("flac", "PCM_16", 1e-4),
+        ("aiff", "PCM_16", 1e-4),
+        ("ogg", "VORBIS", 0.1),
+        ("mp3", None, 0.1),
+    ],
+)
+def test_formats(suffix, subtype, tolerance, tmp_path, tone):
+    waveform, notes = load_waveform(write(tmp_path / f"clip.{suffix}", tone, subtype=subtype))
+    assert notes == []
+    torch.testing.assert_close(waveform, torch.from_numpy(tone), atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000, 96000])
+def test_any_sampling_rate(rate):
+    times = np.arange(rate) / rate
+    waveform, notes = load_waveform({"array": np.sin(2 * np.pi * 440 * times), "sampling_rate": rate})
+    expected = torch.sin(2 * torch.pi * 440 * torch.arange(SAMPLING_RATE) / SAMPLING_RATE)
+    assert notes == [f"resampled: {rate} Hz to 16000 Hz"]
+    torch.testing.assert_close(waveform[500:-500], expected[500:-500], atol=2e-2, rtol=0)
+
+
+@pytest.mark.parametrize("channels", [2, 6])
+def test_channels_are_averaged(channels, tmp_path, tone):
+    samples = np.stack([tone * weight for weight in range(channels)], axis=1) / channels
+    waveform, notes = load_waveform(write(tmp_path / "clip.wav", samples, subtype="FLOAT"))
+    assert notes == [f"mixed down: {channels} channels to 1"]
+    torch.testing.assert_close(waveform, torch.from_numpy(samples.mean(axis=1)))
+
+
+def test_sources_agree(tmp_path, tone):
+    path = write(tmp_path / "clip.wav", tone, subtype="FLOAT")
+    content = path.read_bytes()
+    decoder = types.SimpleNamespace(
+        get_all_samples=lambda: types.SimpleNamespace(
+            data=torch.from_numpy(tone).unsqueeze(0), sample_rate=SAMPLING_RATE
+        )
+    )
+    sources = [
+        path,
+        str(path),
+        content,
+        io.BytesIO(content),
+        {"path": str(path), "bytes": None},
+        {"path": "gone.wav", "bytes": content},
+        {"array": tone, "sampling_rate": SAMPLING_RATE},
+        {"array": tone.tolist(), "sampling_rate": SAMPLING_RATE},
+        {"array": torch.from_numpy(tone).unsqueeze(0), "sampling_rate": SAMPLING_RATE},
+        decoder,
+    ]
+    for source in sources:
+        waveform, notes = load_waveform(source)
+        assert notes == []
+        torch.testing.assert_close(waveform, torch.from_numpy(tone))
+
+
+def test_integer_samples_are_scaled(tone):
+    waveform, _ = load_waveform((tone * 2**15).astype(np.int16), sampling_rate=SAMPLING_RATE)
+    torch.testing.assert_close(waveform, torch.from_numpy(tone), atol=2**-14, rtol=0)
+
+
+def test_cut_reads_the_same_as_the_whole(tmp_path):
+    samples = 0.1 * np.random.default_rng(0).standard_normal((44100 * 14, 2))
+    path = write(tmp_path / "long.flac", samples, 44100)
+    cut, notes = load_waveform(path, max_seconds=10)
+    whole, _ = load_waveform(path)
+    assert notes[-1] == "cut: 14 s to 10 s"
+    torch.testing.assert_close(cut, whole[: 10 * SAMPLING_RATE], atol=1e-6, rtol=0)
+
+
+def test_notes_tell_what_happened(tmp_path, tone):
+    path = write(tmp_path / "clip.wav", np.stack([tone, tone], axis=1), 8000)
+    batch = XacleFeatureExtractor()([path, path], return_notes=True)
+    expected = ["resampled: 8000 Hz to 16000 Hz", "mixed down: 2 channels to 1", "padded: 4 s to 10 s"]
+    assert batch["notes"] == [expected, expected]
+
+
+def test_exactly_ten_seconds_has_no_note():
+    _, notes = XacleFeatureExtractor().load(np.zeros(10 * SAMPLING_RATE, dtype=np.float32), SAMPLING_RATE)
+    assert notes == []
+
+
+def test_unknown_length_in_a_streamed_header_is_no_truncation(tmp_path, tone):
+    content = bytearray(write(tmp_path / "clip.wav", tone, subtype="PCM_16").read_bytes())
+    size = content.index(b"data") + 4
+    content[size : size + 4] = b"\xff\xff\xff\xff"
+    waveform, _ = load_waveform(bytes(content))
+    assert len(waveform) == len(tone)

@@ -1,0 +1,66 @@
+"""The published checkpoint, exactly: every container gives the published code's batch-size-1 scores and features."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import EXPECTED, PARITY
+from transformers import AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification, pipeline
+
+from modeling_xacle.conversion import convert_beats, convert_tmu
+
+CLIPS = ["b_16k_3s.wav", "c_44k_stereo_12s.wav"]
+
+
+@pytest.fixture(scope="module")
+def features():
+    with np.load(PARITY / "features.npz") as file:
+        return {name: torch.from_numpy(file[name]) for name in file.files}
+
+
+@pytest.mark.parametrize("source", ["", "model.pt", "model_container.pt", "model_lightning.ckpt"])
+def test_scores_of_every_container(source, tmp_path):
+    convert_tmu(PARITY / source, tmp_path / "model", llm=str(PARITY / "llm"), beats=PARITY / "beats.pt")
+    align = pipeline("audio-text-alignment", model=str(tmp_path / "model"), device="cpu")
+    pairs = [{"audio": PARITY / "wav" / pair["wav"], "text": pair["text"]} for pair in EXPECTED["pairs"]]
+    scores = [result["score"] for result in align(pairs)]
+    torch.testing.assert_close(scores, [pair["score_0_10"] for pair in EXPECTED["pairs"]], atol=1e-4, rtol=0)
+
+
+def test_logits_are_the_raw_head_output(model, processor):
+    pair = EXPECTED["pairs"][0]
+    with torch.no_grad():
+        output = model(**processor(text=pair["text"], audio=PARITY / "wav" / pair["wav"]))
+    torch.testing.assert_close(output.logits.item(), pair["raw"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(output.scores, (output.logits + 1) * 5)
+
+
+@pytest.mark.parametrize("clip", CLIPS)
+@torch.no_grad()
+def test_features_on_the_way(clip, model, processor, features):
+    log_mel = processor.feature_extractor(PARITY / "wav" / clip)["input_features"]
+    tokens = model.audio_tower(log_mel).last_hidden_state
+    audio_tokens = model.projector(model.get_audio_features(log_mel))
+    for name, value in (("fbank", log_mel), ("beats", tokens), ("audio_tokens", audio_tokens)):
+        torch.testing.assert_close(
+            value[0], features[f"{clip}|{name}"], atol=1e-4, rtol=0, msg=lambda text, n=name: f"{n}: {text}"
+        )
+
+
+@pytest.mark.parametrize("clip", CLIPS)
+@torch.no_grad()
+def test_fine_tuned_beats_classifies(clip, tmp_path, features):
+    convert_beats(PARITY / "beats_finetuned.pt", tmp_path / "beats")
+    model = AutoModelForAudioClassification.from_pretrained(tmp_path / "beats").eval()
+    extractor = AutoFeatureExtractor.from_pretrained(tmp_path / "beats")
+    output = model(**extractor(PARITY / "wav" / clip))
+    torch.testing.assert_close(output.probabilities[0], features[f"{clip}|probs"], atol=1e-5, rtol=0)
+    assert model.config.id2label[3] == "/m/003"
+
+
+@torch.no_grad()
+def test_self_supervised_beats_encodes(tmp_path, features):
+    convert_beats(PARITY / "beats.pt", tmp_path / "beats")
+    model = AutoModel.from_pretrained(tmp_path / "beats").eval()
+    extractor = AutoFeatureExtractor.from_pretrained(tmp_path / "beats")
+    tokens = model(**extractor(PARITY / "wav" / CLIPS[0])).last_hidden_state
+    torch.testing.assert_close(tokens[0], features[f"{CLIPS[0]}|beats"], atol=1e-4, rtol=0)
