@@ -159,7 +159,7 @@ def _read_array(array: Any, sampling_rate: int | None) -> tuple[str, torch.Tenso
             f"{name}: the sampling rate is missing: give {{'array': samples, 'sampling_rate': rate_in_hz}}, or "
             "`sampling_rate`."
         )
-    if not isinstance(sampling_rate, Number) or sampling_rate != int(sampling_rate) or sampling_rate <= 0:
+    if not isinstance(sampling_rate, Number) or not sampling_rate > 0 or sampling_rate % 1:
         raise ValueError(f"{name}: the sampling rate must be a positive whole number of Hz, not {sampling_rate!r}.")
     samples = array.detach().cpu() if isinstance(array, torch.Tensor) else torch.from_numpy(_as_numbers(name, array))
     if samples.dim() == 1:
@@ -181,7 +181,7 @@ def _read_array(array: Any, sampling_rate: int | None) -> tuple[str, torch.Tenso
 
 def _as_numbers(name: str, array: Any) -> np.ndarray:
     try:
-        numbers = np.ascontiguousarray(array)
+        numbers = np.require(array, requirements=["C", "W"])
     except ValueError as error:
         raise ValueError(f"{name}: the samples do not form an array ({error}).") from error
     if numbers.dtype.kind not in "iuf" or numbers.dtype.name in ("uint16", "uint32", "uint64"):

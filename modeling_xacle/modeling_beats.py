@@ -225,7 +225,7 @@ class BeatsPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """DeepNorm's initialisation for the layers, wav2vec 2.0's for the position convolution."""
         super()._init_weights(module)
-        # On leaves only: for code outside the library, Transformers passes over modules without parameters of their own.
+        # On leaves only: in code outside the library, Transformers passes over modules without parameters of their own.
         if hasattr(module, "xavier_gain"):
             init.xavier_normal_(module.weight, gain=module.xavier_gain)
         elif isinstance(module, nn.Conv1d):

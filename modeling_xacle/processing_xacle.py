@@ -63,8 +63,8 @@ class XacleProcessor(ProcessorMixin):
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         except OSError as error:
             raise OSError(
-                f"{pretrained_model_name_or_path} has no complete XacleProcessor (processor_config.json and tokenizer). "
-                f"Save it beside the model with `processor.save_pretrained`. {error}"
+                f"{pretrained_model_name_or_path} has no complete XacleProcessor (processor_config.json, tokenizer): "
+                f"save it beside the model with `processor.save_pretrained`. {error}"
             ) from error
 
     @property

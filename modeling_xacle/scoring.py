@@ -1,8 +1,8 @@
 """Scoring a table of pairs: rows in, the same rows with their scores out, in order."""
 
 import csv
-from collections import deque
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from .pipeline_xacle import AudioTextAlignmentPipeline
 AUDIO_COLUMNS = ("wav_file_name", "wave_file_name", "audio", "path")
 TEXT_COLUMNS = ("text", "caption")
 RESULT_COLUMNS = ("score", "notes")
+# What the loader and the processor raise for an input that cannot be scored.
+ROW_ERRORS = (ValueError, TypeError, OSError)
 
 
 def choose_column(columns: list[str], candidates: tuple[str, ...], table: str | Path) -> str:
@@ -30,31 +32,32 @@ def choose_column(columns: list[str], candidates: tuple[str, ...], table: str | 
     )
 
 
-def read_rows(table: str | Path) -> tuple[list[str], Iterator[dict[str, str]]]:
+def read_rows(table: str | Path) -> tuple[list[str], Iterator[tuple[int, dict[str, str]]]]:
     """
-    Columns and rows of a UTF-8 CSV file with a header line, read as they are asked for.
+    Columns of a UTF-8 CSV file with a header line, and its rows with the line each ends on, read as they are asked for.
 
     Raises:
-        ValueError: The file is empty, not UTF-8, or a row has more or fewer fields than the header.
+        ValueError: The file is not UTF-8 or not CSV, or a row has more or fewer fields than the header.
     """
-    file = open(table, encoding="utf-8-sig", newline="")  # noqa: SIM115 - closed when the rows end
-    reader = csv.DictReader(file, strict=True)
+    rows = _parse(table)
+    _, columns = next(rows)
+    return list(columns), rows
 
-    def rows() -> Iterator[dict[str, str]]:
-        with file:
+
+def _parse(table: str | Path) -> Iterator[tuple[int, Any]]:
+    """The header as a list, then each row as a dict, with their line numbers."""
+    with open(table, encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
+        try:
+            columns = reader.fieldnames or []
+            yield reader.line_num, columns
             for row in reader:
                 if None in row or None in row.values():
-                    raise ValueError(
-                        f"{table}, line {reader.line_num}: the row does not have the {len(columns)} fields of the "
-                        "header."
-                    )
-                yield row
-
-    try:
-        columns = list(reader.fieldnames or [])
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{table}: not UTF-8 ({error}); save it as UTF-8.") from error
-    return columns, rows()
+                    raise ValueError(f"the row does not have the {len(columns)} fields of the header")
+                yield reader.line_num, row
+        except (ValueError, csv.Error) as error:
+            hint = "; save the table as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
+            raise ValueError(f"{table}, line {reader.line_num}: {error}{hint}.") from error
 
 
 def locate_audio(name: str, table: str | Path, audio_dir: str | Path | None) -> str:
@@ -67,11 +70,23 @@ def locate_audio(name: str, table: str | Path, audio_dir: str | Path | None) -> 
     return str(Path(table).parent / name)
 
 
+def score_items(
+    align: AudioTextAlignmentPipeline, items: list[dict[str, str]], **call_arguments: Any
+) -> Iterator[dict[str, Any]]:
+    """Results of a batch; if an item cannot be scored, those before it come first and the error in its own turn."""
+    try:
+        yield from align(items, **call_arguments)
+    except ROW_ERRORS:
+        for item in items:
+            yield align(item, **call_arguments)
+
+
 def score_table(
     align: AudioTextAlignmentPipeline,
     table: str | Path,
     output: str | Path,
     audio_dir: str | Path | None = None,
+    batch_size: int = 8,
     **call_arguments: Any,
 ) -> int:
     """
@@ -82,7 +97,8 @@ def score_table(
         table (`str`): CSV file with an audio column (`AUDIO_COLUMNS`) and a text column (`TEXT_COLUMNS`).
         output (`str`): CSV file to write: the input's columns, `score` and `notes`.
         audio_dir (`str`, *optional*): Folder of the clips, by default the table's own.
-        call_arguments: Passed to the pipeline's call: `batch_size`, `window_seconds`, ...
+        batch_size (`int`): Rows at a time.
+        call_arguments: Passed to the pipeline's call: `window_seconds`, `hop_seconds`.
 
     Returns:
         The number of rows scored.
@@ -99,21 +115,22 @@ def score_table(
         )
     if Path(output).resolve() == Path(table).resolve():
         raise ValueError(f"{output}: is the input table itself; choose another output.")
-    waiting: deque[dict[str, str]] = deque()
-
-    def pairs() -> Iterator[dict[str, str]]:
-        for row in rows:
-            waiting.append(row)
-            yield {"audio": locate_audio(row[audio_column], table, audio_dir), "text": row[text_column]}
-
     done = 0
     with open(output, "w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, [*columns, *RESULT_COLUMNS])
         writer.writeheader()
-        for result in align(pairs(), **call_arguments):
-            writer.writerow(
-                {**waiting.popleft(), "score": result["score"], "notes": "; ".join(result.get("notes", []))}
-            )
+        while batch := list(islice(rows, batch_size)):
+            items = [
+                {"audio": locate_audio(row[audio_column], table, audio_dir), "text": row[text_column]}
+                for _, row in batch
+            ]
+            results = score_items(align, items, batch_size=batch_size, **call_arguments)
+            for line, row in batch:
+                try:
+                    result = next(results)
+                except ROW_ERRORS as error:
+                    raise ValueError(f"{table}, line {line}: {error}") from error
+                writer.writerow({**row, "score": result["score"], "notes": "; ".join(result.get("notes", []))})
+                done += 1
             file.flush()
-            done += 1
     return done

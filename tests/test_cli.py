@@ -1,0 +1,161 @@
+"""The `xacle` command."""
+
+import csv
+import json
+import subprocess
+import sys
+from importlib.metadata import entry_points
+
+import pytest
+from conftest import EXPECTED, PARITY
+
+from modeling_xacle.cli import main
+
+CLIP = str(PARITY / "wav" / "b_16k_3s.wav")
+SCORE = next(
+    pair["score_0_10"] for pair in EXPECTED["pairs"] if (pair["wav"], pair["text"]) == ("b_16k_3s.wav", "beep")
+)
+
+
+@pytest.fixture
+def xacle(monkeypatch, capsys):
+    """Run the command; gives its stdout, or its stderr where it is expected to fail."""
+
+    def run(*arguments, expect=0):
+        monkeypatch.setattr(sys, "argv", ["xacle", *map(str, arguments)])
+        try:
+            main()
+            code = 0
+        except SystemExit as exit:
+            code = exit.code
+        captured = capsys.readouterr()
+        assert code == expect, captured.err
+        return captured.out if expect == 0 else captured.err
+
+    return run
+
+
+def write_table(path, rows, columns=("wav_file_name", "text")):
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([columns, *rows])
+    return path
+
+
+def read_table(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ([], ["convert", "init", "score"]),
+        (["convert"], ["tmu", "beats"]),
+        (["convert", "tmu"], ["--llm", "--beats", "--output", "--revision"]),
+        (["convert", "beats"], ["--output"]),
+        (["init"], ["--beats", "--llm", "--seed"]),
+        (["score"], ["--audio", "--text", "--model", "--window-seconds", "--json"]),
+    ],
+)
+def test_help(command, words, xacle):
+    text = xacle(*command, "--help")
+    assert all(word in text for word in words)
+
+
+def test_convert_then_score_then_json(tmp_path, xacle):
+    model = tmp_path / "model"
+    written = xacle("convert", "tmu", PARITY, "--llm", PARITY / "llm", "--beats", PARITY / "beats.pt", "-o", model)
+    assert written.strip() == str(model)
+    assert float(xacle("score", "--audio", CLIP, "--text", "beep", "--model", model)) == pytest.approx(SCORE, abs=0.006)
+    result = json.loads(xacle("score", "--audio", CLIP, "--text", "beep", "--model", model, "--json"))
+    assert result["score"] == pytest.approx(SCORE, abs=1e-4)
+    assert result["notes"] == ["padded: 3.1 s to 10 s"]
+
+
+def test_several_captions(tmp_path, xacle):
+    lines = xacle("score", "--audio", CLIP, "--text", "beep", "--text", "A dog").splitlines()
+    assert [line.split("\t")[1] for line in lines] == ["beep", "A dog"]
+
+
+def test_init_and_convert_beats(tmp_path, xacle):
+    xacle("convert", "beats", PARITY / "beats.pt", "-o", tmp_path / "beats")
+    xacle("init", "--beats", tmp_path / "beats", "--llm", PARITY / "llm", "-o", tmp_path / "model", "--seed", 5)
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["training_stage"] == 0
+
+
+def test_table(model_folder, tmp_path, xacle):
+    pairs = EXPECTED["pairs"]
+    rows = [("/" + pair["wav"], pair["text"], index) for index, pair in enumerate(pairs)]
+    table = write_table(tmp_path / "pairs.csv", rows, ("wav_file_name", "text", "key"))
+    output = tmp_path / "scores.csv"
+    message = xacle("score", table, "--audio-dir", PARITY / "wav", "-o", output, "--model", model_folder)
+    assert message.strip() == f"{len(pairs)} pairs scored: {output}"
+    result = read_table(output)
+    assert [(row["wav_file_name"], row["text"], int(row["key"])) for row in result] == rows
+    for row, pair in zip(result, pairs, strict=True):
+        assert float(row["score"]) == pytest.approx(pair["score_0_10"], abs=1e-4)
+    assert result[8]["notes"] == "resampled: 44100 Hz to 16000 Hz; mixed down: 2 channels to 1; cut: 12.3 s to 10 s"
+
+
+def test_a_bad_row_stops_a_table_after_the_rows_before_it(tmp_path, xacle):
+    rows = [(CLIP, "beep")] * 8 + [(CLIP, " ")]
+    table = write_table(tmp_path / "pairs.csv", rows, ("audio", "caption"))
+    message = xacle("score", table, "-o", tmp_path / "scores.csv", "--batch-size", 3, expect=1)
+    assert message.splitlines()[-1].startswith(f"error: {table}, line 10: The caption is empty (' ')")
+    assert len(read_table(tmp_path / "scores.csv")) == 8
+
+
+@pytest.mark.parametrize(
+    ("columns", "row", "message"),
+    [
+        (
+            ("file", "text"),
+            ("a.wav", "b"),
+            "none of the columns wav_file_name, wave_file_name, audio, path found; it has file, text",
+        ),
+        (("audio", "words"), ("a.wav", "b"), "none of the columns text, caption found"),
+        (("audio", "text", "score"), ("a.wav", "b", 5), "already has the column score"),
+        (("audio", "text"), ("a.wav",), "line 2: the row does not have the 2 fields"),
+        (("audio", "text"), ("a.wav", "b", "c"), "line 2: the row does not have the 2 fields"),
+        (("audio", "text"), ("gone.wav", "b"), "gone.wav: no such audio file"),
+    ],
+)
+def test_tables_that_cannot_be_scored(columns, row, message, tmp_path, xacle):
+    table = write_table(tmp_path / "pairs.csv", [row], columns)
+    assert message in xacle("score", table, "-o", tmp_path / "scores.csv", expect=1)
+
+
+@pytest.mark.parametrize("content", [b"", "audio,text\na.wav,caf\u00e9\n".encode("latin-1"), b'audio,text\na.wav,"b\n'])
+def test_files_that_are_no_table(content, tmp_path, xacle):
+    (tmp_path / "pairs.csv").write_bytes(content)
+    message = xacle("score", tmp_path / "pairs.csv", "-o", tmp_path / "scores.csv", expect=1)
+    assert message.splitlines()[-1].startswith(f"error: {tmp_path / 'pairs.csv'}")
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["--audio", CLIP], ["--text", "a"], ["t.csv"], ["t.csv", "-o", "o.csv", "--text", "a"]]
+)
+def test_incomplete_arguments(arguments, xacle):
+    assert "either --audio and --text, or a CSV file and --output" in xacle("score", *arguments, expect=2)
+
+
+def test_a_users_mistake_ends_in_one_line(tmp_path, xacle):
+    assert xacle("convert", "beats", "gone.pt", "-o", tmp_path / "out", expect=1) == "error: gone.pt: no such file.\n"
+    assert xacle("score", "--audio", CLIP, "--text", "a", "--model", tmp_path, expect=1).startswith("error: ")
+
+
+def test_the_installed_command_is_this_one():
+    """In a process of its own: results alone on stdout, one line on stderr for a mistake."""
+    [command] = entry_points(group="console_scripts", name="xacle")
+    assert command.value == "modeling_xacle.cli:main"
+    code = "import sys; from modeling_xacle.cli import main; sys.argv[0] = 'xacle'; main()"
+    arguments = [sys.executable, "-c", code, "score", "--audio", CLIP, "--text"]
+    good, bad = (
+        subprocess.run([*arguments, text], capture_output=True, text=True, timeout=120) for text in ("beep", "")
+    )
+    assert good.returncode == 0
+    assert 0 < float(good.stdout) < 10
+    assert bad.returncode == 1
+    assert bad.stdout == ""
+    assert "Traceback" not in bad.stderr
+    assert bad.stderr.splitlines()[-1].startswith("error: The caption is empty")

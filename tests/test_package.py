@@ -1,0 +1,77 @@
+"""The shape of the package: what travels with a checkpoint imports nothing that stays at home; arrows run one way."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoProcessor
+from transformers.pipelines import PIPELINE_REGISTRY
+
+import modeling_xacle
+
+PACKAGE = Path(modeling_xacle.__file__).parent
+# Each travelling file with those it may import, as in the design: pipeline -> processor, model -> config.
+TRAVELS = {
+    "configuration_xacle": set(),
+    "feature_extraction_xacle": set(),
+    "processing_xacle": {"feature_extraction_xacle"},
+    "modeling_beats": {"configuration_xacle"},
+    "modeling_xacle": {"configuration_xacle", "modeling_beats"},
+    "pipeline_xacle": {"feature_extraction_xacle", "processing_xacle"},
+}
+ALLOWED = {"torch", "torchaudio", "transformers", "numpy", "soundfile"}
+STANDARD = {
+    "collections",
+    "dataclasses",
+    "functools",
+    "io",
+    "math",
+    "numbers",
+    "os",
+    "pathlib",
+    "re",
+    "shutil",
+    "typing",
+}
+
+
+def imports(path):
+    """Names of relatively and absolutely imported modules of a file, wherever in it they are imported."""
+    relative, absolute = set(), set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            (relative if node.level else absolute).add((node.module or "").split(".")[0])
+        elif isinstance(node, ast.Import):
+            absolute |= {alias.name.split(".")[0] for alias in node.names}
+    return relative, absolute
+
+
+@pytest.mark.parametrize("name", TRAVELS)
+def test_travelling_files_import_nothing_that_stays_at_home(name):
+    relative, absolute = imports(PACKAGE / f"{name}.py")
+    assert relative <= TRAVELS[name]
+    assert absolute <= ALLOWED | STANDARD
+
+
+def test_nothing_imports_the_command():
+    for path in PACKAGE.glob("*.py"):
+        assert "cli" not in imports(path)[0], path.name
+
+
+def test_auto_classes_and_task_know_the_names():
+    config = AutoConfig.for_model("xacle")
+    assert type(config) is modeling_xacle.XacleConfig
+    assert type(AutoConfig.for_model("xacle_beats")) is modeling_xacle.BeatsConfig
+    assert AutoModel._model_mapping[type(config)] is modeling_xacle.XacleModel
+    folder = modeling_xacle.DEFAULT_MODEL
+    assert type(AutoProcessor.from_pretrained(folder)) is modeling_xacle.XacleProcessor
+    assert type(AutoFeatureExtractor.from_pretrained(folder)) is modeling_xacle.XacleFeatureExtractor
+    task = PIPELINE_REGISTRY.check_task("audio-text-alignment")[1]
+    assert task["impl"] is modeling_xacle.AudioTextAlignmentPipeline
+
+
+def test_bundled_model_is_small_and_carries_no_code():
+    files = list(Path(modeling_xacle.DEFAULT_MODEL).iterdir())
+    tracked = [path for path in files if path.suffix != ".py"]
+    assert sum(path.stat().st_size for path in tracked) < 12 * 2**20
+    assert {path.suffix for path in tracked} == {".json", ".safetensors", ".md"}

@@ -1,0 +1,75 @@
+"""Every command and every example of the README is run, with the fixtures in the place of what has to be downloaded."""
+
+import re
+import shlex
+import shutil
+import sys
+
+import pytest
+from conftest import EXPECTED, PARITY
+
+from modeling_xacle.cli import main
+
+README = (PARITY.parents[2] / "README.md").read_text(encoding="utf-8")
+STAND_INS = {
+    "Atotti/xacle-tmu-2026": str(PARITY),
+    "Qwen/Qwen2.5-0.5B-Instruct": str(PARITY / "llm"),
+    "BEATs_iter3_plus_AS2M.pt": str(PARITY / "beats.pt"),
+}
+
+
+def blocks(language):
+    """Fenced blocks of a language, with stand-ins for downloads."""
+    found = re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+    for name, stand_in in STAND_INS.items():
+        found = [block.replace(name, stand_in) for block in found]
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, model_folder):
+    """A working folder with the files the examples name."""
+    shutil.copytree(model_folder, tmp_path / "xacle-tmu")
+    shutil.copytree(PARITY / "wav", tmp_path / "clips")
+    shutil.copy(PARITY / "wav" / "b_16k_3s.wav", tmp_path / "dog.wav")
+    lines = ["wav_file_name,text", *(f'{pair["wav"]},"{pair["text"]}"' for pair in EXPECTED["pairs"][:4])]
+    (tmp_path / "pairs.csv").write_text("\n".join(lines))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_python_examples_run_one_after_another(folder):
+    namespace = {}
+    for block in blocks("python"):
+        exec(block, namespace)
+    assert namespace["output"].scores.shape == (2,)
+
+
+def test_commands(folder, monkeypatch, capsys):
+    commands = [
+        shlex.split(line) for block in blocks("bash") for line in block.splitlines() if line.startswith("xacle ")
+    ]
+    assert {command[1] for command in commands} == {"score", "convert", "init"}
+    for command in commands:
+        if command[-2:] == ["-o", "xacle-tmu"]:
+            shutil.rmtree(folder / "xacle-tmu")
+        monkeypatch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) as exit:
+            main()
+        captured = capsys.readouterr()
+        assert exit.value.code == 0, captured.err
+        assert captured.out.strip(), command
+    assert {"scores.csv", "beats", "runs"} <= {path.name for path in folder.iterdir()}
+
+
+def test_setup_commands_are_the_two_that_ci_runs():
+    commands = re.findall(r"^pip install .*", README, re.MULTILINE)
+    assert len(commands) == 2
+    assert "xacle score --audio tests/fixtures" in commands[0]
+    assert "pytest" in commands[1]
+
+
+def test_file_tree_names_every_file():
+    tree = README.split("## What is where")[1]
+    for path in (PARITY.parents[2] / "modeling_xacle").glob("*.py"):
+        assert path.name in tree or path.name == "__init__.py", path.name
