@@ -111,9 +111,8 @@ def load_pickle_safely(path: str | Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
         raise ConversionError(
-            f"{path}: refused, nothing was executed. It is broken or holds pickled objects other than tensors and "
-            "plain containers "
-            f"({reason}). Ask for a file with the state dict alone."
+            f"{path}: refused, nothing was executed. It is broken, or pickles objects other than tensors and plain "
+            f"containers ({reason}). Ask for a file with the state dict alone."
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
         raise ConversionError(f"{path}: cannot be read as a PyTorch checkpoint ({error}).") from error
@@ -180,7 +179,9 @@ def convert_beats_keys(state: StateDict) -> StateDict:
     conv = "conv_position.conv."
     for g, v in (("weight_g", "weight_v"), ("parametrizations.weight.original0", "parametrizations.weight.original1")):
         if conv + g in state and conv + v in state:
-            state[conv + "weight"] = torch._weight_norm(state.pop(conv + v), state.pop(conv + g), 2)
+            direction = state.pop(conv + v)  # (D, D/groups, K), normalised over all but K
+            norm = direction.norm(dim=(0, 1), keepdim=True)
+            state[conv + "weight"] = direction * (state.pop(conv + g) / norm)
     biases = {key: state.pop(key) for key in list(state) if key.endswith(".self_attn.relative_attention_bias.weight")}
     for key, bias in biases.items():
         if not torch.equal(bias, state.setdefault("relative_position_bias.weight", bias)):
@@ -281,6 +282,9 @@ def read_tmu(source: str | Path, revision: str | None = None) -> tuple[StateDict
         settings = json.loads(files["config.json"].read_text(encoding="utf-8"))
     content = load_pickle_safely(path)
     state = content.get("model_state_dict", content.get("state_dict", content))
+    strays = [str(key) for key, value in state.items() if not isinstance(value, torch.Tensor)]
+    if strays or not state:
+        raise ConversionError(f"{path}: holds no state dict; not tensors: {', '.join(strays) or 'it is empty'}.")
     return rename_keys(state, LIGHTNING_RULES), settings
 
 

@@ -182,15 +182,9 @@ class XacleModel(XaclePreTrainedModel):
 
         Raises:
             ValueError: Not exactly one of `input_features` and `audio_features`; padding before the end; a sequence
-            without its
-                audio tokens or its `[SCORE]`.
+                without its audio tokens or its `[SCORE]`.
         """
-        if (input_features is None) == (audio_features is None):
-            raise ValueError("Give either `input_features` or `audio_features`.")
-        if attention_mask is not None and (attention_mask.diff(dim=1) > 0).any():
-            raise ValueError(
-                "attention_mask has tokens after padding; XacleProcessor pads at the end, as the model needs it."
-            )
+        self._check_inputs(attention_mask, input_features, audio_features)
         if audio_features is None:
             audio_features = self.get_audio_features(input_features)
         outputs = self.language_model(
@@ -212,6 +206,17 @@ class XacleModel(XaclePreTrainedModel):
             attentions=outputs.attentions,
         )
 
+    @staticmethod
+    def _check_inputs(
+        attention_mask: torch.Tensor | None, input_features: torch.Tensor | None, audio_features: torch.Tensor | None
+    ) -> None:
+        if (input_features is None) == (audio_features is None):
+            raise ValueError("Give either `input_features` or `audio_features`.")
+        if attention_mask is not None and (attention_mask.int().diff(dim=1) > 0).any():
+            raise ValueError(
+                "attention_mask has tokens after padding; XacleProcessor pads at the end, as the model needs it."
+            )
+
     def _merge(self, input_ids: torch.Tensor, audio_features: torch.Tensor) -> torch.Tensor:
         """Embeddings `(B, S, H)` of the sequence, with the projected audio in the places of `[AUDIO]`."""
         mask = input_ids == self.config.audio_token_id
@@ -219,8 +224,7 @@ class XacleModel(XaclePreTrainedModel):
         if len(input_ids) != len(audio_features) or (counts != audio_features.shape[1]).any():
             raise ValueError(
                 f"{len(input_ids)} sequences with {sorted(set(counts.tolist()))} [AUDIO] tokens do not fit "
-                f"{len(audio_features)} clips with "
-                f"{audio_features.shape[1]}: use the processor that was saved with this model."
+                f"{len(audio_features)} clips with {audio_features.shape[1]}: use the processor saved with this model."
             )
         embeddings = self.get_input_embeddings()(input_ids)
         projected = self.projector(audio_features.to(self.projector.up_proj.weight.dtype))

@@ -77,7 +77,7 @@ class AudioTextAlignmentPipeline(Pipeline):
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
         """Score one input, a list of them, or a stream; the class says what they may be."""
-        if hasattr(inputs, "column_names"):  # a datasets.Dataset, streamed or not
+        if isinstance(inputs, Iterator) or hasattr(inputs, "column_names"):  # the latter: a datasets.Dataset
             return super().__call__((row for row in inputs), **kwargs)
         if isinstance(inputs, Mapping) and self._is_columns(inputs):
             inputs = self._rows(inputs)

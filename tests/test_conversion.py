@@ -143,6 +143,13 @@ def test_broken_files(content, tmp_path):
         convert_beats(tmp_path / "broken.pt", tmp_path / "out")
 
 
+@pytest.mark.parametrize("content", [{}, {"weights": {"a": torch.zeros(1)}}, {"state_dict": {"epoch": 3}}])
+def test_a_file_without_a_state_dict(content, tmp_path):
+    torch.save(content, tmp_path / "other.pt")
+    with pytest.raises(ConversionError, match=r"other\.pt: holds no state dict"):
+        convert_tmu(tmp_path / "other.pt", tmp_path / "out", llm=LLM)
+
+
 def test_missing_file(tmp_path):
     with pytest.raises(ConversionError, match=r"gone\.pt: no such file"):
         convert_beats(tmp_path / "gone.pt", tmp_path / "out")

@@ -78,6 +78,7 @@ def test_generator_streams(align, expected):
     first = next(iter(results))
     assert len(taken) < len(TEXTS)
     close([first["score"], *scores(results)], expected)
+    close(scores(align(map(lambda text: {"audio": CLIP, "text": text}, TEXTS))), expected)
 
 
 def test_columns(align, expected):
