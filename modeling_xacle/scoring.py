@@ -6,58 +6,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from .data import find_column, read_table
 from .pipeline_xacle import AudioTextAlignmentPipeline
 
-# The first of these that a table has is taken: the challenge's spellings (FACTS of its files and of its READMEs), then
-# common ones.
+# The first of these that a table has is taken: the challenge's spellings, in its files and in its READMEs, then others.
 AUDIO_COLUMNS = ("wav_file_name", "wave_file_name", "audio", "path")
 TEXT_COLUMNS = ("text", "caption")
 RESULT_COLUMNS = ("score", "notes")
 # What the loader and the processor raise for an input that cannot be scored.
 ROW_ERRORS = (ValueError, TypeError, OSError)
-
-
-def choose_column(columns: list[str], candidates: tuple[str, ...], table: str | Path) -> str:
-    """
-    The first candidate that the table has.
-
-    Raises:
-        ValueError: It has none of them.
-    """
-    for candidate in candidates:
-        if candidate in columns:
-            return candidate
-    raise ValueError(
-        f"{table}: none of the columns {', '.join(candidates)} found; it has {', '.join(columns) or 'no columns'}."
-    )
-
-
-def read_rows(table: str | Path) -> tuple[list[str], Iterator[tuple[int, dict[str, str]]]]:
-    """
-    Columns of a UTF-8 CSV file with a header line, and its rows with the line each ends on, read as they are asked for.
-
-    Raises:
-        ValueError: The file is not UTF-8 or not CSV, or a row has more or fewer fields than the header.
-    """
-    rows = _parse(table)
-    _, columns = next(rows)
-    return list(columns), rows
-
-
-def _parse(table: str | Path) -> Iterator[tuple[int, Any]]:
-    """The header as a list, then each row as a dict, with their line numbers."""
-    with open(table, encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
-        try:
-            columns = reader.fieldnames or []
-            yield reader.line_num, columns
-            for row in reader:
-                if None in row or None in row.values():
-                    raise ValueError(f"the row does not have the {len(columns)} fields of the header")
-                yield reader.line_num, row
-        except (ValueError, csv.Error) as error:
-            hint = "; save the table as UTF-8" if isinstance(error, UnicodeDecodeError) else ""
-            raise ValueError(f"{table}, line {reader.line_num}: {error}{hint}.") from error
 
 
 def locate_audio(name: str, table: str | Path, audio_dir: str | Path | None) -> str:
@@ -94,7 +51,7 @@ def score_table(
 
     Args:
         align (`AudioTextAlignmentPipeline`): The scorer.
-        table (`str`): CSV file with an audio column (`AUDIO_COLUMNS`) and a text column (`TEXT_COLUMNS`).
+        table (`str`): CSV or JSONL file with an audio column (`AUDIO_COLUMNS`) and a text column (`TEXT_COLUMNS`).
         output (`str`): CSV file to write: the input's columns, `score` and `notes`.
         audio_dir (`str`, *optional*): Folder of the clips, by default the table's own.
         batch_size (`int`): Rows at a time.
@@ -106,8 +63,8 @@ def score_table(
     Raises:
         ValueError: A column is missing or would be overwritten, or a row cannot be scored; rows before it are written.
     """
-    columns, rows = read_rows(table)
-    audio_column, text_column = (choose_column(columns, names, table) for names in (AUDIO_COLUMNS, TEXT_COLUMNS))
+    columns, rows = read_table(table)
+    audio_column, text_column = (find_column(columns, names, table) for names in (AUDIO_COLUMNS, TEXT_COLUMNS))
     taken = [column for column in RESULT_COLUMNS if column in columns]
     if taken:
         raise ValueError(

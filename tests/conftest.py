@@ -1,14 +1,17 @@
 """Fixtures of the whole suite: the parity checkpoint, converted once, and what is loaded from it."""
 
 import os
+import tempfile
 
 # Before torch is imported. The parity features were computed with AVX2 kernels; Kaldi's log-mel has bins near its
 # floor where the rounding of other instruction sets shows (AVX-512: up to 6e-3 in 0.2 % of the bins, 5e-6 in scores).
 os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="xacle-tests-")  # the user's own cache stays as it is
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +24,10 @@ from modeling_xacle.conversion import convert_tmu
 PARITY = Path(__file__).parent / "fixtures" / "parity"
 EXPECTED = json.loads((PARITY / "expected.json").read_text())
 SAMPLING_RATE = 16000
+
+
+def pytest_unconfigure():
+    shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -111,12 +111,12 @@ def test_a_bad_row_stops_a_table_after_the_rows_before_it(tmp_path, xacle):
         (
             ("file", "text"),
             ("a.wav", "b"),
-            "none of the columns wav_file_name, wave_file_name, audio, path found; it has file, text",
+            "no column wav_file_name or wave_file_name or audio or path; it has file, text",
         ),
-        (("audio", "words"), ("a.wav", "b"), "none of the columns text, caption found"),
+        (("audio", "words"), ("a.wav", "b"), "no column text or caption"),
         (("audio", "text", "score"), ("a.wav", "b", 5), "already has the column score"),
-        (("audio", "text"), ("a.wav",), "line 2: the row does not have the 2 fields"),
-        (("audio", "text"), ("a.wav", "b", "c"), "line 2: the row does not have the 2 fields"),
+        (("audio", "text"), ("a.wav",), "line 2: 1 fields, but the header has 2"),
+        (("audio", "text"), ("a.wav", "b", "c"), "line 2: 3 fields, but the header has 2"),
         (("audio", "text"), ("gone.wav", "b"), "gone.wav: no such audio file"),
     ],
 )
