@@ -1,0 +1,440 @@
+"""
+Make a corpus in code, without a download: ten-second clips of sound events with captions, and rated pairs of a clip and
+a caption in the shape of the XACLE challenge.
+
+    python dataset_scripts/synthesize.py -o data/synthetic --seed 0
+
+writes `wav/` (FLAC, 16 kHz, mono, 16 bit), the captioned clips as `aac/` (train, validation) and the rated pairs as
+`xacle/` (train, validation, test; two kinds of event that meet in a test scene never meet in another split). Each
+dataset holds `annotations.jsonl`: the scene of every clip and, for a rated pair, how its caption was made and its true
+alignment. The rule of that alignment and the simulated listeners are told in synthesis_captions.py, the sounds in
+synthesis_events.py.
+
+Everything here is synthetic. It compares methods; it does not stand for human ratings.
+
+Each clip is made from the seed and its own number alone, so that the same command gives the same bytes with any number
+of workers (and the same versions of numpy, scipy and libsndfile). The folder appears when it is complete; a run that
+was killed goes on where it stopped.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import threading
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import scipy
+import soundfile
+import synthesis_captions as captions
+import synthesis_events as events
+import typer
+from tqdm import tqdm
+
+# The package is imported where it is needed: every worker imports this file anew, and needs neither datasets nor torch.
+
+CAPTIONS_PER_CLIP = 3
+VALIDATION_SHARE = 0.05
+SETTINGS_FILE = "synthesis.json"
+OWN_ENTRIES = {"wav", "aac", "xacle", "README.md", SETTINGS_FILE}
+SOURCES = ("synthesize.py", "synthesis_captions.py", "synthesis_events.py")
+
+RULE_CONSTANTS = ("SIMILAR_CREDIT", "OPPOSITE_AGREEMENT", "NEEDLESS_AGREEMENT", "WRONG_RELATION", "WRONG_ORDER_COST")
+
+WARNING = (
+    "**Synthetic.** Sounds, captions, alignments and listeners come from a program. The corpus compares methods; its "
+    "ratings do not stand for human ratings, and figures on it say nothing about real sounds."
+)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """The place of one clip in the corpus; with the seed, all that its content depends on."""
+
+    dataset: str
+    split: str
+    index: int
+
+    @property
+    def id(self) -> str:
+        """Unique key in the corpus."""
+        return f"synthetic-{self.dataset}-{self.split}-{self.index:06d}"
+
+    @property
+    def path(self) -> str:
+        """Path of the sound below the corpus's folder."""
+        return f"wav/{self.dataset}/{self.split}/{self.index:06d}.flac"
+
+    def rng(self, seed: int, purpose: str) -> np.random.Generator:
+        """An own source of randomness for each purpose: one more draw for the sound must not change the caption."""
+        return np.random.default_rng([seed, zlib.crc32(f"{self.dataset}/{self.split}/{purpose}".encode()), self.index])
+
+
+def plan_clips(clips: int, rated: dict[str, int]) -> list[Clip]:
+    """All clips of a corpus of so many captioned clips, and of rated ones for each split."""
+    validation = max(1, round(VALIDATION_SHARE * clips))
+    sizes = [("aac", "train", clips - validation), ("aac", "validation", validation)]
+    sizes += [("xacle", split, size) for split, size in rated.items()]
+    return [Clip(dataset, split, index) for dataset, split, size in sizes for index in range(size)]
+
+
+def annotate(clip: Clip, seed: int) -> tuple[events.Scene, dict[str, Any]]:
+    """The scene of a clip, and its annotation as plain values."""
+    held_out = clip.split == "test"
+    scene = events.sample_scene(clip.rng(seed, "scene"), held_out)
+    annotation = {"id": clip.id, "audio": clip.path, "scene": events.scene_record(scene)}
+    words = clip.rng(seed, "caption")
+    if clip.dataset == "aac":
+        return scene, {**annotation, "captions": several_captions(scene, words)}
+    pairing, claim = captions.sample_claim(scene, held_out, words)
+    alignment = captions.true_alignment(scene, claim)
+    listener_ids, ratings = captions.rate(alignment, listener_pool(seed, clip.split), clip.rng(seed, "rating"))
+    told = {"caption": captions.describe(claim, words), "claim": events.scene_record(claim), "pairing": pairing}
+    heard = {"alignment": round(alignment, 6), "ratings": ratings, "listener_ids": listener_ids}
+    return scene, {**annotation, **told, **heard}
+
+
+@lru_cache(maxsize=8)
+def listener_pool(seed: int, split: str) -> list[captions.Listener]:
+    """The listeners of one split of the rated dataset."""
+    return captions.sample_listeners(split, np.random.default_rng([seed, zlib.crc32(f"listeners/{split}".encode())]))
+
+
+def several_captions(scene: events.Scene, rng: np.random.Generator) -> list[str]:
+    """`CAPTIONS_PER_CLIP` different true captions of a scene."""
+    found: list[str] = []
+    while len(found) < CAPTIONS_PER_CLIP:
+        text = captions.describe(captions.faithful_claim(scene, rng), rng)
+        if text.rstrip(".") not in [other.rstrip(".") for other in found]:
+            found.append(text)
+    return found
+
+
+def make_clip(clip: Clip, seed: int, folder: Path) -> dict[str, Any]:
+    """Write the sound of a clip below a folder, unless a killed run left it there, and give its annotation."""
+    scene, annotation = annotate(clip, seed)
+    path = folder / clip.path
+    if not path.exists():
+        samples = events.render_clip(scene, clip.rng(seed, "sound"))
+        unfinished = path.with_suffix(".unfinished")
+        soundfile.write(unfinished, samples, events.SAMPLING_RATE, format="FLAC", subtype="PCM_16")
+        unfinished.replace(path)
+    return annotation
+
+
+def make_clips(clips: list[Clip], seed: int, folder: Path, workers: int) -> Iterator[dict[str, Any]]:
+    """Annotations of all clips, in order, as their sounds get written."""
+    for parent in {(folder / clip.path).parent for clip in clips}:
+        parent.mkdir(parents=True, exist_ok=True)
+    make = partial(make_clip, seed=seed, folder=folder)
+    if workers == 1:
+        yield from map(make, clips)
+        return
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=end_with_parent) as pool:
+        yield from pool.map(make, clips, chunksize=8)
+
+
+def end_with_parent() -> None:
+    """Let a worker end when the main process is killed; by itself it would wait for work for ever."""
+    threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
+
+
+def dataset_rows(annotations: list[dict[str, Any]], output: Path) -> list[dict[str, Any]]:
+    """Rows of the schema: one for each caption of a captioned clip, one for each rated pair."""
+    rows = []
+    for annotation in annotations:
+        row = {"audio": str(output / annotation["audio"]), "source": "synthetic"}
+        if "captions" in annotation:
+            texts = enumerate(annotation["captions"])
+            rows += [{**row, "id": f"{annotation['id']}-{number}", "text": text} for number, text in texts]
+            continue
+        score = float(np.mean(annotation["ratings"]))
+        rated = {key: annotation[key] for key in ("ratings", "listener_ids")}
+        label = score / 5 - 1
+        rows.append(
+            {**row, "id": annotation["id"], "text": annotation["caption"], "label": label, "score": score, **rated}
+        )
+    return rows
+
+
+def rating_statistics(annotations: list[dict[str, Any]]) -> dict[str, float]:
+    """
+    Of rated pairs: mean within-pair variance; SRCC of two against two listeners, mean of the three splits; SRCC of the
+    true alignment with the mean rating, which is the best that any predictor can reach; mean and deviation of scores.
+    """
+    ratings = np.array([annotation["ratings"] for annotation in annotations], dtype=float)  # (pairs, 4)
+    truths = [annotation["alignment"] for annotation in annotations]
+    scores = ratings.mean(axis=1)
+    halves = [([0, 1], [2, 3]), ([0, 2], [1, 3]), ([0, 3], [1, 2])]
+    split_half = [scipy.stats.spearmanr(ratings[:, a].mean(1), ratings[:, b].mean(1)).statistic for a, b in halves]
+    return {
+        "pairs": len(ratings),
+        "within-pair variance": round(float(ratings.var(axis=1, ddof=1).mean()), 3),
+        "split-half SRCC": round(float(np.mean(split_half)), 3),
+        "SRCC of the truth": round(float(scipy.stats.spearmanr(truths, scores).statistic), 3),
+        "mean score": round(float(scores.mean()), 3),
+        "deviation of scores": round(float(scores.std()), 3),
+    }
+
+
+def markdown_table(rows: list[dict[str, Any]]) -> str:
+    """Rows of the same keys as a table."""
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *([str(value) for value in row.values()] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def aac_card(seed: int, splits: dict[str, list[dict[str, Any]]]) -> str:
+    """README.md of the captioned clips."""
+    sizes = [
+        {"split": split, "clips": len(part), "rows": CAPTIONS_PER_CLIP * len(part)} for split, part in splits.items()
+    ]
+    return f"""# Synthetic captioned clips
+
+{WARNING}
+
+Made by `dataset_scripts/synthesize.py --seed {seed}`. Ten-second scenes of one to three of {len(events.KINDS)} kinds of
+sound event, alone, together or in sequence, once or up to {events.LARGEST_COUNT} times, soft or loud, low or high, slow
+or fast, with {CAPTIONS_PER_CLIP} true captions each; every caption is a row.
+
+{markdown_table(sizes)}
+
+Kinds: {", ".join(events.KINDS)}. `annotations.jsonl` holds the scene of each clip.
+"""
+
+
+def xacle_card(seed: int, splits: dict[str, list[dict[str, Any]]]) -> str:
+    """README.md of the rated pairs."""
+    everything = [annotation for part in splits.values() for annotation in part]
+    statistics = [{"split": name, **rating_statistics(part)} for name, part in (*splits.items(), ("all", everything))]
+    kinds = [name for annotation in everything for name in annotation["pairing"].split(" + ")]
+    pairings = [{"caption": name, "pairs": count} for name, count in Counter(kinds).most_common()]
+    return f"""# Synthetic rated pairs
+
+{WARNING}
+
+Made by `dataset_scripts/synthesize.py --seed {seed}` in the shape of the XACLE challenge: a clip, a caption, integer
+ratings from 0 to 10 of {captions.LISTENERS_PER_PAIR} simulated listeners (a pool of {captions.LISTENERS_PER_SPLIT} for
+each split), their mean `score`, and `label` = score / 5 - 1. Some captions are true, some wrong in one way or two, some
+of another scene. Where a test clip has several events, two of them never meet in the other splits.
+
+{markdown_table(statistics)}
+
+The listeners were calibrated to a within-pair variance of 6.2 and a split-half SRCC (two against two listeners) of .56
+to .59. Chance moves the figures of a split of a few hundred pairs.
+
+{markdown_table(pairings)}
+
+`annotations.jsonl` holds the scene, what the caption claims, how it was made, and its true alignment (0 to 10), which
+listeners hear only through their bias and noise. The rule of the alignment:
+
+{captions.__doc__.split("-" * 18)[1].strip()}
+
+{markdown_table([{name: getattr(captions, name) for name in RULE_CONSTANTS}])}
+"""
+
+
+CORPUS_CARD = f"""# Synthetic corpus
+
+{WARNING}
+
+`aac/` has captioned clips, `xacle/` rated pairs, `wav/` the sounds of both; `{SETTINGS_FILE}` tells how it was made.
+The datasets hold absolute paths of the sounds: make the corpus anew rather than moving it.
+"""
+
+
+def write_datasets(clips: list[Clip], annotations: list[dict[str, Any]], seed: int, folder: Path, output: Path) -> None:
+    """Write `aac/` and `xacle/` to a folder that will be moved to `output`."""
+    from modeling_xacle.data import make_dataset, save_dataset
+
+    for dataset, make_card in (("aac", aac_card), ("xacle", xacle_card)):
+        splits: dict[str, list[dict[str, Any]]] = {}
+        for clip, annotation in zip(clips, annotations, strict=True):
+            if clip.dataset == dataset:
+                splits.setdefault(clip.split, []).append(annotation)
+        lines = (json.dumps(annotation) + "\n" for part in splits.values() for annotation in part)
+        save_dataset(
+            {split: make_dataset(dataset_rows(part, output)) for split, part in splits.items()},
+            folder / dataset,
+            card=make_card(seed, splits),
+            attachments={"annotations.jsonl": "".join(lines)},
+        )
+
+
+def fingerprint(output: Path, seed: int, clips: int, rated: dict[str, int]) -> dict[str, Any]:
+    """All that the corpus's bytes depend on."""
+    code = b"".join((Path(__file__).parent / name).read_bytes() for name in SOURCES)
+    versions = {module.__name__: module.__version__ for module in (np, scipy, soundfile)}
+    sizes = {"clips": clips, **{f"rated {split}": size for split, size in rated.items()}}
+    return {"output": str(output), "seed": seed, **sizes, "code": hashlib.sha256(code).hexdigest(), **versions}
+
+
+def read_settings(folder: Path) -> dict[str, Any] | None:
+    """The fingerprint of what is in a folder; none if it is no corpus."""
+    file = folder / SETTINGS_FILE
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def check_output(output: Path) -> None:
+    """
+    Refuse to replace what is no corpus, or holds files that somebody added.
+
+    Raises:
+        ValueError: There is such a thing at the output.
+    """
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    if not output.is_dir() or read_settings(output) is None:
+        raise ValueError(f"{output}: exists and is not a synthetic corpus; choose another output.")
+    added = sorted(entry.name for entry in output.iterdir() if entry.name not in OWN_ENTRIES)
+    if added:
+        raise ValueError(f"{output}: holds what would be lost, move it first: {', '.join(added)}.")
+
+
+def write_whole(file: Path, content: str) -> None:
+    """Write a text file that is never seen half written."""
+    unfinished = file.with_name(f".{file.name}.unfinished")
+    unfinished.write_text(content, encoding="utf-8")
+    unfinished.replace(file)
+
+
+def synthesize(output: Path, seed: int, clips: int, rated: dict[str, int], workers: int) -> bool:
+    """
+    Make a corpus; it replaces an earlier one when it is complete.
+
+    Args:
+        output (`Path`): Its folder, absolute.
+        seed (`int`): Seed of everything.
+        clips (`int`): Captioned clips.
+        rated (`dict`): Rated pairs of each split.
+        workers (`int`): Processes.
+
+    Returns:
+        False if this very corpus was there already.
+
+    Raises:
+        ValueError: There is something else at the output.
+    """
+    check_output(output)
+    settings, planned = fingerprint(output, seed, clips, rated), plan_clips(clips, rated)
+    if read_settings(output) == settings and all((output / clip.path).is_file() for clip in planned):
+        return False
+    folder = output.with_name(f".{output.name}.partial")
+    if folder.exists() and read_settings(folder) != settings:
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / SETTINGS_FILE, json.dumps(settings, indent=2) + "\n")
+    made = make_clips(planned, seed, folder, workers)
+    annotations = list(tqdm(made, desc="clips", unit="clip", total=len(planned), disable=None))
+    write_datasets(planned, annotations, seed, folder, output)
+    write_whole(folder / "README.md", CORPUS_CARD)
+    put_in_place(folder, output)
+    return True
+
+
+def put_in_place(folder: Path, output: Path) -> None:
+    """Move a finished folder to the output; an earlier one is moved away first and removed last."""
+    earlier = output.with_name(f".{output.name}.earlier")
+    shutil.rmtree(earlier, ignore_errors=True)
+    if output.exists():
+        output.rename(earlier)
+    folder.rename(output)
+    shutil.rmtree(earlier, ignore_errors=True)
+
+
+def summary(output: Path) -> str:
+    """What a corpus holds, and how its simulated listeners rate, as text."""
+    captioned, rated = (
+        [json.loads(line) for line in (output / dataset / "annotations.jsonl").read_text(encoding="utf-8").splitlines()]
+        for dataset in ("aac", "xacle")
+    )
+    figures = ", ".join(f"{name} {value}" for name, value in rating_statistics(rated).items())
+    return f"aac: clips {len(captioned)}, captions {CAPTIONS_PER_CLIP * len(captioned)}\nxacle: {figures}"
+
+
+def draw_spectrograms(file: Path, seed: int) -> None:
+    """
+    Write an image of one clip for each kind of event, alone, up to three times: 10 s by 20 Hz to 8 kHz (mel scale).
+    """
+    try:
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise ValueError("--spectrograms needs matplotlib: pip install matplotlib") from error
+    from modeling_xacle import XacleFeatureExtractor
+
+    extractor = XacleFeatureExtractor()
+    rows = -(-len(events.KINDS) // 6)
+    figure, axes = pyplot.subplots(rows, 6, figsize=(15, 1.9 * rows), squeeze=False, layout="constrained")
+    for axis, kind in zip(axes.flat, events.KINDS.values(), strict=False):
+        scene = events.Scene((events.Event(kind.name, 1 if kind.is_continuous else min(3, kind.max_count)),), "alone")
+        samples = events.render_clip(scene, Clip("spectrograms", kind.name, 0).rng(seed, "sound"))
+        features = extractor(samples, events.SAMPLING_RATE)["input_features"][0]  # (998, 128)
+        image = features[:996].reshape(166, 6, 64, 2).amax((1, 3)).T.numpy()  # (64, 166), few colours: a small file
+        style = {"cmap": pyplot.get_cmap("magma", 16), "vmin": -1.1, "vmax": 0.7, "interpolation": "nearest"}
+        axis.imshow(image, origin="lower", aspect="auto", **style)
+        axis.set_title(kind.name, fontsize=11, pad=3)
+        axis.set(xticks=[], yticks=[])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_name(f".{file.name}.unfinished")
+    figure.savefig(unfinished, dpi=72, format="png")
+    pyplot.close(figure)
+    unfinished.replace(file)
+
+
+Rated = Annotated[int, typer.Option(min=2, help="Rated pairs of this split, each with a clip of its own.")]
+
+
+def main(
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder of the corpus, e.g. data/synthetic.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed makes another corpus of the same kind.")] = 0,
+    clips: Annotated[int, typer.Option(min=2, help="Captioned clips.")] = 6000,
+    rated_train: Rated = 800,
+    rated_validation: Rated = 400,
+    rated_test: Rated = 800,
+    workers: Annotated[int, typer.Option(min=1, help="Processes. The result does not depend on it.")] = os.cpu_count()
+    or 1,
+    spectrograms: Annotated[
+        Path | None,
+        typer.Option(help="Also (or, without --output, only) write this PNG: one clip of each kind of event."),
+    ] = None,
+) -> None:
+    """
+    Make a synthetic corpus: captioned clips (OUTPUT/aac) and pairs rated by simulated listeners (OUTPUT/xacle). It
+    compares methods; it does not stand for human ratings.
+    """
+    if output is None and spectrograms is None:
+        raise typer.BadParameter("give --output, --spectrograms or both")
+    if output is not None:
+        output = output.absolute()
+        rated = {"train": rated_train, "validation": rated_validation, "test": rated_test}
+        made = synthesize(output, seed, clips, rated, workers)
+        typer.echo(f"{output}: {'made' if made else 'already there, made with these settings'}\n{summary(output)}")
+    if spectrograms is not None:
+        draw_spectrograms(spectrograms.absolute(), seed)
+        typer.echo(spectrograms)
+
+
+if __name__ == "__main__":
+    app = typer.Typer(
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.command()(main)
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
