@@ -8,6 +8,7 @@ from transformers import (
     AutoFeatureExtractor,
     AutoModel,
     AutoModelForAudioClassification,
+    AutoModelForMultimodalLM,
     AutoProcessor,
 )
 from transformers.pipelines import PIPELINE_REGISTRY
@@ -15,7 +16,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .configuration_xacle import BeatsConfig, XacleConfig
 from .feature_extraction_xacle import XacleFeatureExtractor, load_waveform
 from .modeling_beats import BeatsForAudioClassification, BeatsModel
-from .modeling_xacle import XacleModel
+from .modeling_xacle import XacleForConditionalGeneration, XacleModel
 from .pipeline_xacle import AudioTextAlignmentPipeline
 from .processing_xacle import XacleProcessor
 
@@ -33,10 +34,12 @@ def _register() -> None:
     AutoModel.register(BeatsConfig, BeatsModel)
     AutoModelForAudioClassification.register(BeatsConfig, BeatsForAudioClassification)
     AutoModel.register(XacleConfig, XacleModel)
+    AutoModelForMultimodalLM.register(XacleConfig, XacleForConditionalGeneration)
     AutoProcessor.register(XacleConfig, XacleProcessor)
     BeatsModel.register_for_auto_class("AutoModel")
     BeatsForAudioClassification.register_for_auto_class("AutoModelForAudioClassification")
     XacleModel.register_for_auto_class("AutoModel")
+    XacleForConditionalGeneration.register_for_auto_class("AutoModelForMultimodalLM")
     XacleFeatureExtractor.register_for_auto_class()
     XacleProcessor.register_for_auto_class()
     PIPELINE_REGISTRY.register_pipeline(
@@ -57,6 +60,7 @@ __all__ = [
     "BeatsModel",
     "XacleConfig",
     "XacleFeatureExtractor",
+    "XacleForConditionalGeneration",
     "XacleModel",
     "XacleProcessor",
     "load_waveform",

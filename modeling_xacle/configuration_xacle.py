@@ -69,6 +69,20 @@ class BeatsConfig(PreTrainedConfig):
             raise ValueError(f"num_mel_bins={self.num_mel_bins} is not a multiple of patch_size={self.patch_size}.")
 
 
+AUTO_MAP = {
+    "AutoConfig": "configuration_xacle.XacleConfig",
+    "AutoModel": "modeling_xacle.XacleModel",
+    "AutoModelForMultimodalLM": "modeling_xacle.XacleForConditionalGeneration",
+}
+CUSTOM_PIPELINES = {
+    "audio-text-alignment": {
+        "impl": "pipeline_xacle.AudioTextAlignmentPipeline",
+        "pt": ["AutoModel"],
+        "type": "multimodal",
+    }
+}
+
+
 class XacleConfig(PreTrainedConfig):
     r"""
     Configuration of a [`XacleModel`]. The defaults are the published system (arXiv 2602.00604, section 2) on
@@ -95,6 +109,7 @@ class XacleConfig(PreTrainedConfig):
         apply_calibration (`bool`): Whether scores go through the calibration. Rank correlations do not depend on it.
         training_stage (`int`): Last training stage completed: 0 none (the score head is random), 1 captioning, 2 CLAP
             pseudo-labels, 3 listeners' scores.
+        tie_word_embeddings (`bool`): Whether the LM head of stage 1 shares the weights of the embeddings.
     """
 
     model_type = "xacle"
@@ -122,6 +137,7 @@ class XacleConfig(PreTrainedConfig):
     calibration_offset: float = 0.0
     apply_calibration: bool = True
     training_stage: int = 0
+    tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs: Any):
         # At home the task registry knows the pipeline; only a folder loaded as remote code has to name its own.
@@ -159,10 +175,8 @@ class XacleConfig(PreTrainedConfig):
         return (scores - self.score_min) / ((self.score_max - self.score_min) / 2) - 1
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields, and where a stranger's `pipeline(..., trust_remote_code=True)` finds the task in the folder."""
-        implementation = "pipeline_xacle.AudioTextAlignmentPipeline"
-        entry = {"impl": implementation, "pt": ["AutoModel"], "type": "multimodal"}
-        return {**super().to_dict(), "custom_pipelines": {"audio-text-alignment": entry}}
+        """The fields, and in which files of the folder a stranger's Auto classes and `pipeline` find the code."""
+        return {**super().to_dict(), "auto_map": AUTO_MAP, "custom_pipelines": CUSTOM_PIPELINES}
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Save config.json and, because it names the pipeline's code, that code beside it."""

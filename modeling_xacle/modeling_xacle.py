@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
+from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
@@ -188,7 +189,7 @@ class XacleModel(XaclePreTrainedModel):
         if audio_features is None:
             audio_features = self.get_audio_features(input_features)
         outputs = self.language_model(
-            inputs_embeds=self._merge(input_ids, audio_features),
+            inputs_embeds=self.embed(input_ids, audio_features),
             use_cache=False,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
@@ -217,7 +218,7 @@ class XacleModel(XaclePreTrainedModel):
                 "attention_mask has tokens after padding; XacleProcessor pads at the end, as the model needs it."
             )
 
-    def _merge(self, input_ids: torch.Tensor, audio_features: torch.Tensor) -> torch.Tensor:
+    def embed(self, input_ids: torch.Tensor, audio_features: torch.Tensor) -> torch.Tensor:
         """Embeddings `(B, S, H)` of the sequence, with the projected audio in the places of `[AUDIO]`."""
         mask = input_ids == self.config.audio_token_id
         counts = mask.sum(dim=1)
@@ -240,4 +241,132 @@ class XacleModel(XaclePreTrainedModel):
         return mask
 
 
-__all__ = ["XacleModel", "XacleOutput", "XaclePreTrainedModel", "XacleProjector", "XacleScoreHead"]
+class XacleForConditionalGeneration(XaclePreTrainedModel, GenerationMixin):
+    """
+    Writes captions for sounds: stage 1 (arXiv 2602.00604, section 2). The whole [`XacleModel`] with an LM head tied to
+    the embeddings of its language model, so that either class loads the other's folder.
+
+    ```python
+    >>> prompt = processor.prepare_captioning(["dog.wav"])
+    >>> processor.batch_decode(model.generate(**prompt, max_new_tokens=30), skip_special_tokens=True)
+    ```
+    """
+
+    def __init__(self, config: XacleConfig):
+        super().__init__(config)
+        self.model = XacleModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        names = {module: name for name, module in self.named_modules()}  # the embedding's name differs among decoders
+        self._tied_weights_keys = {"lm_head.weight": f"{names[self.get_input_embeddings()]}.weight"}
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Embeddings of the language model."""
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the embeddings of the language model."""
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The LM head."""
+        return self.lm_head
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        """Replace the LM head."""
+        self.lm_head = value
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
+        audio_features: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """
+        Predict the next tokens. [`~XacleProcessor.prepare_captioning`] makes the inputs.
+
+        Args:
+            input_ids (`torch.Tensor` of shape `(batch_size, sequence_length)`): `[AUDIO_START]`, `[AUDIO]` times
+                `num_audio_tokens`, `[AUDIO_END]`, then the caption so far; with `past_key_values`, its last tokens.
+            attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): 1 for tokens, 0 for
+                padding, which must be at the end.
+            input_features (`torch.Tensor` of shape `(batch_size, num_frames, num_mel_bins)`, *optional*): Normalised
+                log-mel spectrogram.
+            audio_features (`torch.Tensor` of shape `(batch_size, num_audio_tokens, audio_hidden_size)`, *optional*):
+                Output of `get_audio_features`, instead of `input_features`.
+            labels (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): The input ids where a token
+                counts in the loss (the caption and its end), -100 elsewhere. The loss is the mean cross entropy.
+            past_key_values (`Cache`, *optional*), use_cache (`bool`, *optional*): As in any causal language model.
+            logits_to_keep (`int`): Compute the logits of so many last positions only; 0 is all.
+        """
+        if input_features is not None:
+            audio_features = self.model.get_audio_features(input_features)
+        if audio_features is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        else:
+            inputs_embeds = self.model.embed(input_ids, audio_features)
+        outputs = self.model.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        logits = self.lm_head(outputs.last_hidden_state[:, -logits_to_keep:])  # (B, S, H) -> (B, S, V)
+        loss = None
+        if labels is not None:
+            targets = labels[:, 1:].to(logits.device)
+            loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets.flatten())
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def prepare_inputs_for_generation(
+        self, *args: Any, is_first_iteration: bool = False, **kwargs: Any
+    ) -> dict[str, Any]:
+        """The inputs of one step of `generate`: the audio goes in with the prompt, then lives in the cache."""
+        inputs = super().prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)
+        if not is_first_iteration and inputs.get("past_key_values") is not None:
+            inputs.pop("audio_features", None)
+        return inputs
+
+    def generate(
+        self, input_ids: torch.Tensor, input_features: torch.Tensor | None = None, **kwargs: Any
+    ) -> torch.Tensor:
+        """
+        Write captions: greedy, beam search or sampling, as `GenerationMixin.generate` is told. Each clip is encoded
+        once, whatever the number of beams.
+
+        Args:
+            input_ids (`torch.Tensor` of shape `(batch_size, sequence_length)`): Prompts.
+            input_features (`torch.Tensor` of shape `(batch_size, num_frames, num_mel_bins)`, *optional*): Normalised
+                log-mel spectrogram; or give `audio_features`.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size * num_return_sequences, longest)`: The new tokens, without the prompts.
+        """
+        if input_features is not None:
+            with torch.no_grad():
+                kwargs["audio_features"] = self.model.get_audio_features(input_features)
+        return super().generate(input_ids, **kwargs)[:, input_ids.shape[1] :]
+
+
+__all__ = [
+    "XacleForConditionalGeneration",
+    "XacleModel",
+    "XacleOutput",
+    "XaclePreTrainedModel",
+    "XacleProjector",
+    "XacleScoreHead",
+]

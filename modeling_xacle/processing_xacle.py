@@ -13,6 +13,7 @@ SCORE_TOKEN = "[SCORE]"
 AUDIO_TOKEN = "[AUDIO]"
 # In the order of their ids: the published checkpoint's three, then the one whose embedding is never used.
 SPECIAL_TOKENS = [AUDIO_START_TOKEN, AUDIO_END_TOKEN, SCORE_TOKEN, AUDIO_TOKEN]
+IGNORED = -100  # label of a position that does not count in the loss
 
 
 class XacleProcessor(ProcessorMixin):
@@ -113,11 +114,8 @@ class XacleProcessor(ProcessorMixin):
             notes = data.pop("notes")
         if text is not None:
             captions = list(text) if is_batch(text) else [text]
-            if audio is not None and len(captions) != len(notes):
-                raise ValueError(
-                    f"{len(captions)} captions and {len(notes)} clips do not make pairs: give as many of the one "
-                    "as of the other."
-                )
+            if audio is not None:
+                self._check_pairs(len(captions), len(notes))
             sequences, caption_notes = zip(*map(self.tokenize_caption, captions), strict=True)
             data.update(self.pad(sequences, device=device))
             notes = [a + b for a, b in zip(notes or [[]] * len(captions), caption_notes, strict=True)]
@@ -127,6 +125,43 @@ class XacleProcessor(ProcessorMixin):
         else:
             log_losses(notes)
         return batch
+
+    def prepare_captioning(
+        self,
+        audio: Any,
+        text: str | list[str] | None = None,
+        sampling_rate: int | None = None,
+        device: str | torch.device | None = None,
+    ) -> BatchFeature:
+        """
+        Inputs of [`XacleForConditionalGeneration`]: `[AUDIO_START]`, N x `[AUDIO]`, `[AUDIO_END]`, and for training the
+        caption and the tokenizer's end-of-sequence token.
+
+        Args:
+            audio: Clips, each as [`load_waveform`] takes them.
+            text (`str` or `list[str]`, *optional*): Captions, as many as clips; without them, prompts to generate from.
+            sampling_rate (`int`, *optional*): Rate in Hz of bare samples.
+            device (`str` or `torch.device`, *optional*): Where the spectrogram is computed and everything stays.
+
+        Returns:
+            `BatchFeature` with `input_ids` and `attention_mask` of shape `(batch_size, sequence_length)`,
+            `input_features` of shape `(batch_size, num_frames, num_mel_bins)`, and with captions `labels` of the shape
+            of `input_ids`: the id where a token is to be predicted, -100 elsewhere.
+        """
+        features = self.feature_extractor(audio, sampling_rate, device=device)
+        prompt = self._audio_and_score_ids[:-1]
+        if text is None:
+            return BatchFeature({**features, **self.pad([prompt] * len(features["input_features"]), device=device)})
+        captions = list(text) if is_batch(text) else [text]
+        self._check_pairs(len(captions), len(features["input_features"]))
+        end = [self.tokenizer.eos_token_id]
+        targets = [
+            self._encode(caption, add_special_tokens=False)[: self.max_text_tokens] + end for caption in captions
+        ]
+        batch = self.pad([prompt + target for target in targets], device=device)
+        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
+        labels[:, : len(prompt)] = IGNORED
+        return BatchFeature({**features, **batch, "labels": labels})
 
     def tokenize_caption(self, caption: str) -> tuple[list[int], list[str]]:
         """
@@ -138,6 +173,14 @@ class XacleProcessor(ProcessorMixin):
             TypeError: The caption is not a string.
             ValueError: The caption is empty or blank, or not valid Unicode.
         """
+        ids = self._encode(caption)
+        notes = []
+        if len(ids) > self.max_text_tokens:
+            notes.append(f"caption cut: {len(ids)} tokens to {self.max_text_tokens}")
+        return ids[: self.max_text_tokens] + self._audio_and_score_ids, notes
+
+    def _encode(self, caption: str, **kwargs: Any) -> list[int]:
+        """Token ids of a caption, in which no special token is recognised."""
         if not isinstance(caption, str):
             raise TypeError(f"A caption must be a string, not {type(caption).__name__}: {caption!r}.")
         if not caption.strip():
@@ -146,11 +189,15 @@ class XacleProcessor(ProcessorMixin):
             raise ValueError(
                 f"The caption {caption!r} is not valid Unicode (it has a lone surrogate): read its file as UTF-8."
             )
-        ids = self.tokenizer(caption, split_special_tokens=True, verbose=False)["input_ids"]
-        notes = []
-        if len(ids) > self.max_text_tokens:
-            notes.append(f"caption cut: {len(ids)} tokens to {self.max_text_tokens}")
-        return ids[: self.max_text_tokens] + self._audio_and_score_ids, notes
+        return self.tokenizer(caption, split_special_tokens=True, verbose=False, **kwargs)["input_ids"]
+
+    @staticmethod
+    def _check_pairs(num_captions: int, num_clips: int) -> None:
+        if num_captions != num_clips:
+            raise ValueError(
+                f"{num_captions} captions and {num_clips} clips do not make pairs: give as many of the one as of the "
+                "other."
+            )
 
     def pad(self, sequences: list[list[int]], device: str | torch.device | None = None) -> dict[str, torch.Tensor]:
         """

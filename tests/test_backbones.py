@@ -7,6 +7,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
     AutoProcessor,
     AutoTokenizer,
     Gemma2Config,
@@ -71,6 +72,12 @@ def test_any_causal_decoder(llm_folder, tmp_path, noise):
     ]
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-4, rtol=0)
     assert together[0] != together[1]
+
+    captioner = AutoModelForMultimodalLM.from_pretrained(tmp_path / "model").eval()
+    assert captioner.lm_head.weight is captioner.get_input_embeddings().weight
+    prompt = processor.prepare_captioning(clips, sampling_rate=SAMPLING_RATE)
+    cached, plain = (captioner.generate(**prompt, max_new_tokens=4, use_cache=use) for use in (True, False))
+    assert torch.equal(cached, plain)
 
 
 def test_a_tokenizer_that_begins_with_bos(tmp_path):
