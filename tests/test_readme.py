@@ -1,16 +1,20 @@
 """Every command and every example of the README is run, with the fixtures in the place of what has to be downloaded."""
 
 import re
+import runpy
 import shlex
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import EXPECTED, PARITY
 
 from modeling_xacle.cli import main
+from modeling_xacle.data import load_pairs
 
-README = (PARITY.parents[2] / "README.md").read_text(encoding="utf-8")
+ROOT = PARITY.parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 STAND_INS = {
     "Atotti/xacle-tmu-2026": str(PARITY),
     "Qwen/Qwen2.5-0.5B-Instruct": str(PARITY / "llm"),
@@ -62,6 +66,45 @@ def test_commands(folder, monkeypatch, capsys):
     assert {"scores.csv", "beats", "runs"} <= {path.name for path in folder.iterdir()}
 
 
+def make_corpora(folder):
+    """The smallest trees that the dataset commands name."""
+    (folder / "XACLE_dataset" / "meta_data").mkdir(parents=True)
+    (folder / "XACLE_dataset" / "meta_data" / "train_average.csv").write_text(
+        "wav_file_name,text,average_score\nb_16k_3s.wav,A dog barks,7.25\n"
+    )
+    shutil.copytree(PARITY / "wav", folder / "XACLE_dataset" / "wav" / "train")
+    (folder / "train.csv").write_text("audiocap_id,youtube_id,start_time,caption\n7,abcdefghijk,30,A dog barks\n")
+    (folder / "AudioCaps").mkdir()
+    shutil.copy(PARITY / "wav" / "b_16k_3s.wav", folder / "AudioCaps" / "7.wav")
+
+
+# What makes a command of the README small enough for a test.
+SMALLER = {
+    "synthesize.py": "--clips 120 --rated-train 2 --rated-validation 2 --rated-test 2 --workers 1",
+    "train_teacher.py": "--epochs 1",
+}
+
+
+def test_dataset_commands(folder, monkeypatch, capsys):
+    make_corpora(folder)
+    lines = "".join(blocks("bash")).replace("\\\n", " ").splitlines()
+    commands = [shlex.split(line) for line in lines if line.startswith("python dataset_scripts/")]
+    monkeypatch.syspath_prepend(str(ROOT / "dataset_scripts"))
+    for _, script, *arguments in commands:
+        monkeypatch.setattr(sys, "argv", [script, *arguments, *SMALLER.get(Path(script).name, "").split()])
+        try:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+        except SystemExit as exit:
+            assert not exit.code, capsys.readouterr().err
+    for name, columns in {
+        "xacle": {"score", "label"},
+        "aac": {"text"},
+        "clap_pseudo": {"label", "is_negative"},
+    }.items():
+        splits = load_pairs(folder / "data" / name)
+        assert columns <= set(splits["train"].column_names), name
+
+
 def test_setup_commands_are_the_two_that_ci_runs():
     commands = re.findall(r"^pip install .*", README, re.MULTILINE)
     assert len(commands) == 2
@@ -71,5 +114,5 @@ def test_setup_commands_are_the_two_that_ci_runs():
 
 def test_file_tree_names_every_file():
     tree = README.split("## What is where")[1]
-    for path in (PARITY.parents[2] / "modeling_xacle").glob("*.py"):
+    for path in [*ROOT.glob("modeling_xacle/*.py"), *ROOT.glob("dataset_scripts/*.py")]:
         assert path.name in tree or path.name == "__init__.py", path.name
