@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from transformers import pipeline
 from transformers.utils import logging
@@ -30,6 +31,14 @@ Beats = Annotated[
 Device = Annotated[
     str | None, typer.Option(help="cpu, cuda, cuda:1, mps, ... Default: an accelerator if there is one.")
 ]
+
+
+def check_device(device: str | None) -> None:
+    """Refuse a device that this machine does not have, before anything is loaded."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise typer.BadParameter(f"--device {device}: {str(error).splitlines()[0]}") from error
 
 
 @convert.command("tmu")
@@ -95,6 +104,9 @@ def score(
     one_pair, one_table = audio is not None and bool(text), pairs is not None and output is not None
     if one_pair == one_table or (one_pair and pairs) or (one_table and (audio or text)):
         raise typer.BadParameter("give either --audio and --text, or a CSV file and --output")
+    if windows and not (one_pair and as_json):
+        raise typer.BadParameter("--windows goes with --audio, --text and --json")
+    check_device(device)
     align = pipeline("audio-text-alignment", model=model, device=device)
     spans = {"window_seconds": window_seconds, "hop_seconds": hop_seconds}
     if one_table:

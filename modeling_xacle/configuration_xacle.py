@@ -1,12 +1,11 @@
 """Configurations: every number that a checkpoint depends on."""
 
-import shutil
 from pathlib import Path
 from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
-from transformers.dynamic_module_utils import get_relative_import_files
+from transformers.dynamic_module_utils import custom_object_save
 
 
 class BeatsConfig(PreTrainedConfig):
@@ -145,6 +144,8 @@ class XacleConfig(PreTrainedConfig):
         if not __name__.startswith("transformers_modules."):
             kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
+        if self.num_audio_tokens < 1:
+            raise ValueError(f"num_audio_tokens={self.num_audio_tokens} must be at least 1.")
         if self.score_min >= self.score_max:
             raise ValueError(f"score_min={self.score_min} must be below score_max={self.score_max}.")
         if not self.calibration_scale > 0:
@@ -180,11 +181,10 @@ class XacleConfig(PreTrainedConfig):
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Save config.json and, because it names the pipeline's code, that code beside it."""
+        from .pipeline_xacle import AudioTextAlignmentPipeline  # for Transformers, a reason to carry the file along
+
         super().save_pretrained(save_directory, **kwargs)
-        code = Path(__file__).with_name("pipeline_xacle.py")
-        # As remote code from a local folder, each file lives in a folder of its own, and the pipeline's may be absent.
-        for file in [code, *map(Path, get_relative_import_files(code))] if code.exists() else []:
-            shutil.copyfile(file, Path(save_directory) / file.name)
+        custom_object_save(AudioTextAlignmentPipeline, save_directory)
 
 
 __all__ = ["BeatsConfig", "XacleConfig"]

@@ -3,13 +3,23 @@
 import json
 import pickle
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.activations import ACT2FN
 from transformers.utils import logging
 
 from .configuration_xacle import BeatsConfig, XacleConfig
@@ -50,6 +60,8 @@ TMU_RULES = [
 BEATS_RULES = [
     (r"^layer_norm\.", "patch_layer_norm."),
     (r"^post_extract_proj\.", "patch_projection."),
+    (r"^encoder\.pos_conv\.0\.parametrizations\.weight\.original0$", "encoder.pos_conv.0.weight_g"),
+    (r"^encoder\.pos_conv\.0\.parametrizations\.weight\.original1$", "encoder.pos_conv.0.weight_v"),
     (r"^encoder\.pos_conv\.0\.", "conv_position.conv."),
     (r"^encoder\.layer_norm\.", "layer_norm."),
     (r"^encoder\.layers\.", "layers."),
@@ -121,17 +133,47 @@ def load_pickle_safely(path: str | Path) -> dict[str, Any]:
     return content
 
 
+def check_state_dict(state: Any, source: str | Path) -> StateDict:
+    """
+    The state dict, if it is one: names and dense, finite floating point tensors.
+
+    Raises:
+        ConversionError: Lists the entries that are something else.
+    """
+    if not isinstance(state, dict) or not state:
+        found = "an empty one" if state == {} else f"a {type(state).__name__}"
+        raise ConversionError(f"{source}: holds no state dict, but {found}.")
+    strays = [str(key) for key, value in state.items() if not (isinstance(key, str) and _is_weight(value))]
+    if strays:
+        raise ConversionError(f"{source}: not finite floating point tensors: {', '.join(strays)}.")
+    return state
+
+
+def _is_weight(value: Any) -> bool:
+    is_dense = isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_meta
+    return is_dense and value.is_floating_point() and bool(value.isfinite().all())
+
+
 def rename_keys(state: StateDict, rules: list[tuple[str, str]]) -> StateDict:
-    """The same tensors under new names: every rule is applied to every key, in order."""
-    renamed = {}
-    for key, tensor in state.items():
+    """
+    The same tensors under new names: every rule is applied to every key, in order.
+
+    Raises:
+        ConversionError: Two keys have the same new name, so that one tensor would be lost.
+    """
+    renamed: StateDict = {}
+    origins: dict[str, str] = {}
+    for old, tensor in state.items():
+        key = old
         for pattern, replacement in rules:
             key = re.sub(pattern, replacement, key)
-        renamed[key] = tensor
+        if key in renamed:
+            raise ConversionError(f"{origins[key]} and {old} are the same weight ({key}); one of them is too many.")
+        renamed[key], origins[key] = tensor, old
     return renamed
 
 
-def load_exactly(model: PreTrainedModel, state: StateDict, source: str) -> None:
+def load_exactly(model: nn.Module, state: StateDict, source: str) -> None:
     """
     Load weights of which none is missing, left over or of another shape.
 
@@ -160,12 +202,34 @@ def beats_config_from_cfg(cfg: dict[str, Any]) -> BeatsConfig:
     Raises:
         ConversionError: The file is of a kind that [`BeatsModel`] does not build.
     """
+    if not isinstance(cfg, dict):
+        raise ConversionError(f"BEATs cfg is a {type(cfg).__name__}, not a dict.")
+    activation = cfg.get("activation_fn", BeatsConfig.hidden_act)
+    if activation not in ACT2FN:
+        raise ConversionError(f"BEATs cfg has activation_fn={activation!r}; supported are {', '.join(ACT2FN)}.")
     for key, required in BEATS_CFG_REQUIRED.items():
         if cfg.get(key, required) != required:
             raise ConversionError(
                 f"BEATs cfg has {key}={cfg[key]!r}; only {required!r} is supported, as in every published BEATs file."
             )
-    return BeatsConfig(**{name: cfg[key] for key, name in BEATS_CFG_FIELDS.items() if key in cfg})
+    settings = {name: cfg[key] for key, name in BEATS_CFG_FIELDS.items() if key in cfg}
+    wrong = [name for name, value in settings.items() if type(value) is not type(getattr(BeatsConfig, name))]
+    if wrong:
+        raise ConversionError(f"BEATs cfg has values of another type for {', '.join(wrong)}: {cfg}.")
+    return BeatsConfig(**settings)
+
+
+def fold_weight_norm(state: StateDict, prefix: str) -> None:
+    """
+    Replace, in place, `weight_g` of shape `(1, 1, K)` and `weight_v` of shape `(D, D / groups, K)` by the `weight` they
+    stand for. What does not have this form stays, and is found to be unexpected when loading.
+    """
+    magnitude, direction = state.get(f"{prefix}weight_g"), state.get(f"{prefix}weight_v")
+    if magnitude is None or direction is None or direction.dim() != 3 or f"{prefix}weight" in state:
+        return
+    if magnitude.shape == (1, 1, direction.shape[2]):
+        norm = direction.norm(dim=(0, 1), keepdim=True)
+        state[f"{prefix}weight"] = state.pop(f"{prefix}weight_v") * (state.pop(f"{prefix}weight_g") / norm)
 
 
 def convert_beats_keys(state: StateDict) -> StateDict:
@@ -176,12 +240,7 @@ def convert_beats_keys(state: StateDict) -> StateDict:
         ConversionError: Layers disagree on the position bias, which they share.
     """
     state = rename_keys(state, BEATS_RULES)
-    conv = "conv_position.conv."
-    for g, v in (("weight_g", "weight_v"), ("parametrizations.weight.original0", "parametrizations.weight.original1")):
-        if conv + g in state and conv + v in state:
-            direction = state.pop(conv + v)  # (D, D/groups, K), normalised over all but K
-            norm = direction.norm(dim=(0, 1), keepdim=True)
-            state[conv + "weight"] = direction * (state.pop(conv + g) / norm)
+    fold_weight_norm(state, "conv_position.conv.")
     biases = {key: state.pop(key) for key in list(state) if key.endswith(".self_attn.relative_attention_bias.weight")}
     for key, bias in biases.items():
         if not torch.equal(bias, state.setdefault("relative_position_bias.weight", bias)):
@@ -204,14 +263,14 @@ def read_beats(path: str | Path) -> BeatsCheckpoint:
         raise ConversionError(
             f"{path}: a BEATs file has the keys `cfg` and `model`, this one has {sorted(map(str, content))}."
         )
-    state = convert_beats_keys(content["model"])
+    state = convert_beats_keys(check_state_dict(content["model"], path))
     classifier = {
         key.removeprefix("classifier."): state.pop(key) for key in list(state) if key.startswith("classifier.")
     }
     config = beats_config_from_cfg(content["cfg"])
     if classifier:
         labels = content.get("label_dict") or {}
-        num_labels = len(classifier["bias"])
+        num_labels = max(tensor.shape[0] for tensor in classifier.values() if tensor.dim())
         config.id2label = {index: str(labels.get(index, f"LABEL_{index}")) for index in range(num_labels)}
         config.label2id = {label: index for index, label in config.id2label.items()}
     return BeatsCheckpoint(config, state, classifier)
@@ -240,6 +299,19 @@ def convert_beats(path: str | Path, output: str | Path) -> BeatsModel | BeatsFor
 def provenance(name: str) -> str:
     """What config.json tells of where a part came from: a Hub id, but of a local folder its name alone."""
     return Path(name).name if Path(name).exists() else name
+
+
+def causal_config(llm: str) -> PreTrainedConfig:
+    """
+    Configuration of a causal language model, folder or Hub id.
+
+    Raises:
+        ConversionError: It is a model of another kind.
+    """
+    config = AutoConfig.from_pretrained(llm)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ConversionError(f"{llm} holds a {config.model_type} model; --llm takes a causal language model.")
+    return config
 
 
 def add_special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
@@ -281,10 +353,8 @@ def read_tmu(source: str | Path, revision: str | None = None) -> tuple[StateDict
         path = files["model.pt"]
         settings = json.loads(files["config.json"].read_text(encoding="utf-8"))
     content = load_pickle_safely(path)
-    state = content.get("model_state_dict", content.get("state_dict", content))
-    strays = [str(key) for key, value in state.items() if not isinstance(value, torch.Tensor)]
-    if strays or not state:
-        raise ConversionError(f"{path}: holds no state dict; not tensors: {', '.join(strays) or 'it is empty'}.")
+    name = next((name for name in ("model_state_dict", "state_dict") if name in content), None)
+    state = check_state_dict(content[name] if name else content, path)
     return rename_keys(state, LIGHTNING_RULES), settings
 
 
@@ -322,7 +392,7 @@ def convert_tmu(
     tokenizer = AutoTokenizer.from_pretrained(llm)
     token_ids = add_special_tokens(tokenizer)
     append_audio_row(state, token_ids, llm)
-    text_config = AutoConfig.from_pretrained(llm)
+    text_config = causal_config(llm)
     text_config.update({"vocab_size": token_ids["audio_token_id"] + 1, "dtype": torch.float32})
     text_config._name_or_path = provenance(llm)
     config = XacleConfig(
@@ -345,7 +415,7 @@ def append_audio_row(state: StateDict, token_ids: dict[str, int], llm: str) -> N
     used.
     """
     key = "language_model.embed_tokens.weight"
-    rows = len(state[key]) if key in state else None
+    rows = state[key].shape[0] if key in state and state[key].dim() == 2 else None
     if rows is None or rows != token_ids["audio_token_id"]:
         raise ConversionError(
             f"{key} has {rows} rows, but the tokenizer of {llm} makes {token_ids['audio_token_id']} with the "
@@ -384,6 +454,10 @@ def build_model(
     tower = read_beats(beats) if Path(beats).is_file() else beats_from_folder(str(beats))
     if tower.classifier:
         logger.warning(f"{beats} was fine-tuned; its class predictor is left out.")
+    unknown = sorted(set(config_fields) - {field.name for field in fields(XacleConfig)})
+    if unknown:
+        raise TypeError(f"XacleConfig has no field {', '.join(unknown)}.")
+    causal_config(llm)
     tokenizer = AutoTokenizer.from_pretrained(llm)
     token_ids = add_special_tokens(tokenizer)
     with torch.random.fork_rng(devices=[]):

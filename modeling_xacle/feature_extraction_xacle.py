@@ -29,6 +29,7 @@ WAVEFORM_SCALE = 2.0**15
 LARGEST_PEAK = 10.0
 # What streaming writers (ffmpeg, SoX) put into a WAV header when they cannot know the length.
 UNKNOWN_LENGTH = 0x7FFFF000
+LARGEST_OGG_PAGE = 65307  # bytes
 # Read beyond the cut, so that the resampling filter sees the same samples as with the whole file.
 CUT_MARGIN_SECONDS = 1.0
 
@@ -44,8 +45,7 @@ def load_waveform(
 
     Args:
         audio: A path; the bytes of a file, or an open binary file; samples as `np.ndarray`, `torch.Tensor` or list, of
-        shape
-            `(samples,)` or `(channels, samples)`, floating point in [-1, 1] or 8 to 32-bit integers; a dict with
+            shape `(samples,)` or `(channels, samples)`, floating point in [-1, 1] or 8 to 32-bit integers; a dict with
             `array` and `sampling_rate`, or with `bytes` and `path` as `datasets.Audio(decode=False)` gives; a
             torchcodec `AudioDecoder`. Files may have any format libsndfile reads.
         sampling_rate (`int`, *optional*): Rate in Hz of bare samples; files know their own.
@@ -59,7 +59,8 @@ def load_waveform(
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: Empty, truncated or unreadable audio; NaN, infinite or unscaled samples; a bare array without its
-        rate. TypeError: Not a kind of audio listed above.
+            rate.
+        TypeError: Not a kind of audio listed above.
     """
     name, samples, rate, total_seconds = _read(audio, sampling_rate, max_seconds)
     _check_samples(name, samples)
@@ -83,7 +84,8 @@ def _read(audio: Any, sampling_rate: int | None, max_seconds: float | None) -> t
     """
     if isinstance(audio, Mapping):
         if audio.get("array") is not None:
-            return _read(audio["array"], audio.get("sampling_rate", sampling_rate), max_seconds)
+            rate = audio.get("sampling_rate")
+            return _read(audio["array"], sampling_rate if rate is None else rate, max_seconds)
         content = audio.get("bytes") if audio.get("bytes") is not None else audio.get("path")
         if content is None:
             raise ValueError(
@@ -96,7 +98,10 @@ def _read(audio: Any, sampling_rate: int | None, max_seconds: float | None) -> t
     if isinstance(audio, (bytes, bytearray)):
         return _read_file("<bytes>", bytes(audio), max_seconds)
     if hasattr(audio, "read"):
-        return _read_file(getattr(audio, "name", "<file>"), audio.read(), max_seconds)
+        name, content = str(getattr(audio, "name", "<file>")), audio.read()
+        if not isinstance(content, bytes):
+            raise TypeError(f"{name}: was opened as text; open it in binary mode.")
+        return _read_file(name, content, max_seconds)
     if hasattr(audio, "get_all_samples"):
         decoded = audio.get_all_samples()
         return _read(decoded.data, decoded.sample_rate, max_seconds)
@@ -118,17 +123,18 @@ def _read_file(name: str, content: str | bytes, max_seconds: float | None) -> tu
             rate, total = file.samplerate, file.frames
             wanted = total if max_seconds is None else min(total, int((max_seconds + CUT_MARGIN_SECONDS) * rate))
             samples = file.read(wanted, dtype="float32", always_2d=True)
-            promised = _promised_bytes(file.extra_info)
+            damage = _promised_bytes(file.extra_info)
+            if file.format == "OGG" and not _ogg_has_ended(content):
+                damage = "its last page is missing"
     except soundfile.LibsndfileError as error:
         raise ValueError(
             f"{name}: not audio that libsndfile can read, or broken ({error.error_string.rstrip('.')}). Convert "
             "it to WAV or FLAC first."
         ) from error
-    if promised or len(samples) < wanted:
-        raise ValueError(
-            f"{name}: the file is truncated: {promised or f'{wanted} samples promised, {len(samples)} found'}. "
-            "Fetch or export it again."
-        )
+    if len(samples) < wanted:
+        damage = damage or f"{wanted} samples promised, {len(samples)} found"
+    if damage:
+        raise ValueError(f"{name}: the file is truncated: {damage}. Fetch or export it again.")
     return name, torch.from_numpy(samples.T), rate, total / rate
 
 
@@ -145,10 +151,25 @@ def _promised_bytes(extra_info: str) -> str:
     What libsndfile's log says of a data chunk longer than the file, or an empty string. It decodes such a file without
     an error.
     """
-    for claimed, found in re.findall(r"(?:data|SSND|Data Size|riff)\s*: (\d+) \(should be (\d+)\)", extra_info):
+    for claimed, found in re.findall(
+        r"(?:data|SSND|Data Size|riff|Riff size)\s*: (\d+) \(should be (\d+)\)", extra_info
+    ):
         if int(found) < int(claimed) < UNKNOWN_LENGTH:
             return f"{claimed} bytes promised, {found} found"
     return ""
+
+
+def _ogg_has_ended(content: str | bytes) -> bool:
+    """Whether the last page of an Ogg file is whole and says that it is the last (RFC 3533, section 6)."""
+    if isinstance(content, str):
+        with open(content, "rb") as file:
+            file.seek(max(0, os.path.getsize(content) - LARGEST_OGG_PAGE))
+            content = file.read()
+    page = content[content.rfind(b"OggS") :]
+    if len(page) < 27:
+        return False
+    header_size = 27 + page[26]  # one byte for the length of each segment
+    return bool(page[5] & 4) and len(page) >= header_size + sum(page[27:header_size])
 
 
 def _read_array(array: Any, sampling_rate: int | None) -> tuple[str, torch.Tensor, int, float]:
@@ -159,7 +180,8 @@ def _read_array(array: Any, sampling_rate: int | None) -> tuple[str, torch.Tenso
             f"{name}: the sampling rate is missing: give {{'array': samples, 'sampling_rate': rate_in_hz}}, or "
             "`sampling_rate`."
         )
-    if not isinstance(sampling_rate, Number) or not sampling_rate > 0 or sampling_rate % 1:
+    is_number = isinstance(sampling_rate, Number) and not isinstance(sampling_rate, bool)
+    if not is_number or not sampling_rate > 0 or sampling_rate % 1:
         raise ValueError(f"{name}: the sampling rate must be a positive whole number of Hz, not {sampling_rate!r}.")
     samples = array.detach().cpu() if isinstance(array, torch.Tensor) else torch.from_numpy(_as_numbers(name, array))
     if samples.dim() == 1:
@@ -188,7 +210,8 @@ def _as_numbers(name: str, array: Any) -> np.ndarray:
         raise ValueError(
             f"{name}: samples of type {numbers.dtype} are not audio; give floating point in [-1, 1], or int16."
         )
-    return numbers
+    native = numbers.dtype.newbyteorder("=") if numbers.itemsize <= 8 else np.float64
+    return numbers.astype(native, copy=False)
 
 
 def _check_samples(name: str, samples: torch.Tensor) -> None:
@@ -250,8 +273,11 @@ def _window_and_filters(sampling_rate: int, num_mel_bins: int, window_size: int)
 
 def is_batch(inputs: Any) -> bool:
     """
-    Whether the inputs are a list of clips or captions, rather than one of them (a flat list of numbers is one clip).
+    Whether the inputs are a list (or a NumPy column) of clips or captions, rather than one of them; a flat list of
+    numbers is one clip.
     """
+    if isinstance(inputs, np.ndarray):
+        return inputs.dtype.kind in "OUS"
     return isinstance(inputs, (list, tuple)) and not (inputs and isinstance(inputs[0], Number))
 
 
@@ -327,7 +353,7 @@ class XacleFeatureExtractor(SequenceFeatureExtractor):
         if not clips:
             raise ValueError("No audio was given: the list is empty.")
         waveforms, notes = zip(*(self.load(clip, sampling_rate) for clip in clips), strict=True)  # B x (N,)
-        features = self.log_mel(torch.stack(waveforms).to(device or "cpu"))
+        features = self.log_mel(torch.stack([self.fit(waveform) for waveform in waveforms]).to(device or "cpu"))
         batch = BatchFeature({"input_features": features}, tensor_type=return_tensors)
         if return_notes:
             batch["notes"] = list(notes)
@@ -337,16 +363,19 @@ class XacleFeatureExtractor(SequenceFeatureExtractor):
 
     def load(self, audio: Any, sampling_rate: int | None = None) -> tuple[torch.Tensor, list[str]]:
         """
-        Load one audio and pad or cut it to `max_seconds`.
+        Load one audio, cut to `max_seconds`.
 
         Returns:
-            The waveform, float32 of shape `(samples,)`, and notes on what was done to it.
+            The waveform, float32 of shape `(samples,)`, and notes on what was done to it and on the padding it needs.
         """
         waveform, notes = load_waveform(audio, sampling_rate, self.sampling_rate, self.max_seconds)
-        missing = round(self.max_seconds * self.sampling_rate) - len(waveform)
-        if missing > 0:
-            notes.append(f"padded: {len(waveform) / self.sampling_rate:.6g} s to {self.max_seconds:g} s")
-        return self.fit(waveform), notes
+        return waveform, notes + self.padding_note(len(waveform))
+
+    def padding_note(self, num_samples: int, what: str = "") -> list[str]:
+        """The note on padding so many samples to `max_seconds`; none if that takes no padding."""
+        if num_samples >= round(self.max_seconds * self.sampling_rate):
+            return []
+        return [f"padded: {what}{num_samples / self.sampling_rate:.6g} s to {self.max_seconds:g} s"]
 
     def fit(self, waveform: torch.Tensor) -> torch.Tensor:
         """The waveform of shape `(samples,)`, padded at its end or cut to exactly `max_seconds`."""

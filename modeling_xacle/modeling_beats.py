@@ -36,6 +36,8 @@ class BeatsClassifierOutput(ModelOutput):
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     probabilities: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 def relative_position_buckets(
@@ -43,8 +45,8 @@ def relative_position_buckets(
 ) -> torch.Tensor:
     """
     Bucket of each (query, key) distance, as in T5 (arXiv 1910.10683, section 2.1): one bucket a distance while it is
-        small, then
-    logarithmically wider ones up to `max_distance`; the first half of the buckets looks back, the second half ahead.
+    small, then logarithmically wider ones up to `max_distance`; the first half of the buckets looks back, the second
+    half ahead.
 
     Returns:
         `torch.Tensor` of shape `(num_tokens, num_tokens)`, int64, in [0, `num_buckets`).
@@ -335,12 +337,18 @@ class BeatsForAudioClassification(BeatsPreTrainedModel):
             labels (`torch.Tensor` of shape `(batch_size, num_labels)`, *optional*): 1 where the class is present, else
                 0.
         """
-        hidden_states = self.model(input_features).last_hidden_state
-        logits = self.classifier(hidden_states).mean(dim=1)  # (B, N, D) -> (B, N, C) -> (B, C)
+        outputs = self.model(input_features, **kwargs)
+        logits = self.classifier(outputs.last_hidden_state).mean(dim=1)  # (B, N, D) -> (B, N, C) -> (B, C)
         loss = None
         if labels is not None:
             loss = nn.functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
-        return BeatsClassifierOutput(loss=loss, logits=logits, probabilities=logits.sigmoid())
+        return BeatsClassifierOutput(
+            loss=loss,
+            logits=logits,
+            probabilities=logits.sigmoid(),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
 
 
 __all__ = ["BeatsClassifierOutput", "BeatsForAudioClassification", "BeatsModel", "BeatsPreTrainedModel"]

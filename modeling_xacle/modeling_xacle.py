@@ -39,6 +39,11 @@ class XacleOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
+def choose(argument: bool | None, default: bool) -> bool:
+    """What a call says, or what the config says where the call says nothing."""
+    return default if argument is None else argument
+
+
 class XacleProjector(nn.Module):
     """Audio features -> language model embeddings: a SwiGLU layer blended with a linear path by a learned gate."""
 
@@ -160,7 +165,6 @@ class XacleModel(XaclePreTrainedModel):
         labels: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
-        **kwargs: Any,
     ) -> XacleOutput:
         """
         Score pairs. [`XacleProcessor`] makes the inputs.
@@ -185,14 +189,14 @@ class XacleModel(XaclePreTrainedModel):
             ValueError: Not exactly one of `input_features` and `audio_features`; padding before the end; a sequence
                 without its audio tokens or its `[SCORE]`.
         """
-        self._check_inputs(attention_mask, input_features, audio_features)
+        self._check_inputs(input_ids, attention_mask, input_features, audio_features, labels)
         if audio_features is None:
             audio_features = self.get_audio_features(input_features)
         outputs = self.language_model(
             inputs_embeds=self.embed(input_ids, audio_features),
             use_cache=False,
-            output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
+            output_hidden_states=choose(output_hidden_states, self.config.output_hidden_states),
+            output_attentions=choose(output_attentions, self.config.output_attentions),
         )
         score_states = outputs.last_hidden_state[self._score_mask(input_ids)]  # (B, S, H) -> (B, H)
         logits = self.score_head(score_states)
@@ -209,11 +213,25 @@ class XacleModel(XaclePreTrainedModel):
 
     @staticmethod
     def _check_inputs(
-        attention_mask: torch.Tensor | None, input_features: torch.Tensor | None, audio_features: torch.Tensor | None
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        input_features: torch.Tensor | None,
+        audio_features: torch.Tensor | None,
+        labels: torch.Tensor | None,
     ) -> None:
         if (input_features is None) == (audio_features is None):
             raise ValueError("Give either `input_features` or `audio_features`.")
-        if attention_mask is not None and (attention_mask.int().diff(dim=1) > 0).any():
+        if labels is not None and labels.shape != input_ids.shape[:1]:
+            raise ValueError(
+                f"labels has shape {tuple(labels.shape)}, expected one target a pair: ({len(input_ids)},)."
+            )
+        if attention_mask is None:
+            return
+        if attention_mask.shape != input_ids.shape:
+            raise ValueError(
+                f"attention_mask has shape {tuple(attention_mask.shape)}, but input_ids {tuple(input_ids.shape)}."
+            )
+        if (attention_mask.int().diff(dim=1) > 0).any():
             raise ValueError(
                 "attention_mask has tokens after padding; XacleProcessor pads at the end, as the model needs it."
             )

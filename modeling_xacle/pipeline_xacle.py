@@ -1,12 +1,13 @@
 """`pipeline("audio-text-alignment")`: sounds and captions in, scores out."""
 
 from collections.abc import Iterator, Mapping, Sized
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Pipeline
-from transformers.dynamic_module_utils import custom_object_save
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from transformers.utils import logging
 
@@ -17,6 +18,7 @@ logger = logging.get_logger(__name__)
 # Many captions or windows of one clip go through the model together even where the caller's batches are smaller.
 SMALLEST_PASS = 16
 FIRST_SCORING_STAGE = 2
+SHORTEST_HOP = 0.025  # seconds: one frame of the spectrogram
 
 
 def window_spans(num_samples: int, window: int, hop: int) -> list[tuple[int, int]]:
@@ -25,6 +27,44 @@ def window_spans(num_samples: int, window: int, hop: int) -> list[tuple[int, int
     shorter.
     """
     return [(start, min(start + window, num_samples)) for start in range(0, max(1, num_samples - (window - hop)), hop)]
+
+
+def is_column(audio: Any) -> bool:
+    """Whether this is many clips: a list of them, or what `dataset["audio"]` gives."""
+    return is_batch(audio) or type(audio).__name__ == "Column"
+
+
+def columns_to_rows(columns: Mapping) -> list[dict[str, Any]]:
+    """
+    One input for each clip of the columns.
+
+    Raises:
+        ValueError: A column is shorter or longer than that of the clips, or is a single caption.
+    """
+    num_clips = len(columns["audio"])
+    rows: list[dict[str, Any]] = [{} for _ in range(num_clips)]
+    for name, values in columns.items():
+        if name == "sampling_rate" and not isinstance(values, Sized):
+            values = [values] * num_clips
+        size = len(values) if isinstance(values, Sized) and not isinstance(values, str) else 1
+        if size != num_clips or isinstance(values, str):
+            what = "captions" if name == "text" else f"of {name}"
+            raise ValueError(f"{num_clips} clips and {size} {what} do not make pairs: give as many as clips.")
+        for row, value in zip(rows, values, strict=True):
+            row[name] = value
+    return rows
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Dropout off, and afterwards each part in the mode it was in: a pipeline may be used between training steps."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 class AudioTextAlignmentPipeline(Pipeline):
@@ -64,43 +104,38 @@ class AudioTextAlignmentPipeline(Pipeline):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        if not hasattr(self.processor, "tokenize_caption"):
-            raise ValueError(
-                "The model comes without its XacleProcessor: save one into its folder, or give `processor`."
-            )
-        self.model.eval()
+        self._check_parts()
         stage = self.model.config.training_stage
         if stage < FIRST_SCORING_STAGE:
             logger.warning(
                 f"The score head of this model was never trained (training_stage={stage}): its scores are noise."
             )
 
+    def _check_parts(self) -> None:
+        """Model and processor must be of this task, and agree on the sequence."""
+        config, processor = self.model.config, self.processor
+        if config.model_type != "xacle":
+            raise ValueError(f"A {config.model_type} model cannot do this task; it takes a xacle model.")
+        if not hasattr(processor, "tokenize_caption"):
+            raise ValueError(
+                "The model comes without its XacleProcessor: save one into its folder, or give `processor`."
+            )
+        ids = [config.audio_start_token_id, *[config.audio_token_id] * config.num_audio_tokens]
+        if processor.audio_and_score_ids != [*ids, config.audio_end_token_id, config.score_token_id]:
+            raise ValueError(
+                "Model and processor differ in their special tokens or in the number of audio tokens: give the "
+                "processor that was saved with this model."
+            )
+
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
         """Score one input, a list of them, or a stream; the class says what they may be."""
         if isinstance(inputs, Iterator) or hasattr(inputs, "column_names"):  # the latter: a datasets.Dataset
             return super().__call__((row for row in inputs), **kwargs)
-        if isinstance(inputs, Mapping) and self._is_columns(inputs):
-            inputs = self._rows(inputs)
+        if isinstance(inputs, Mapping) and is_column(inputs.get("audio")):
+            inputs = columns_to_rows(inputs)
         if isinstance(inputs, (list, tuple)):
             return super().__call__(list(inputs), **kwargs) if inputs else []
         return super().__call__(inputs, **kwargs)
-
-    @staticmethod
-    def _is_columns(inputs: Mapping) -> bool:
-        """Whether `audio` is a column: a list of clips, or what `dataset["audio"]` gives."""
-        audio = inputs.get("audio")
-        return is_batch(audio) or type(audio).__name__ == "Column"
-
-    @staticmethod
-    def _rows(columns: Mapping) -> list[dict[str, Any]]:
-        audios, texts = columns["audio"], columns.get("text")
-        if isinstance(texts, str) or not isinstance(texts, Sized) or len(audios) != len(texts):
-            count = len(texts) if isinstance(texts, Sized) and not isinstance(texts, str) else 1
-            raise ValueError(
-                f"{len(audios)} clips and {count} captions do not make pairs: a list of clips needs as many captions."
-            )
-        shared = {key: value for key, value in columns.items() if key == "sampling_rate"}
-        return [{"audio": audio, "text": text, **shared} for audio, text in zip(audios, texts, strict=True)]
 
     def _sanitize_parameters(
         self,
@@ -153,90 +188,95 @@ class AudioTextAlignmentPipeline(Pipeline):
         Load and tokenize one input.
 
         Returns:
-            `input_features` of shape `(num_windows, num_frames, num_mel_bins)`, `sequences` (token ids of each
-            caption), `captions`, `spans` (start and end of each window in seconds) and `notes` (of each caption);
-            `is_list` if captions came as a list.
+            `waveform` of shape `(samples,)`, `spans` (first and last sample of each window), `captions`, `sequences`
+            (token ids) and `notes` of each caption, and `is_list` if captions came as a list.
         """
         if not isinstance(inputs, Mapping) or "audio" not in inputs or "text" not in inputs:
             found = f"the keys {sorted(inputs)}" if isinstance(inputs, Mapping) else f"a {type(inputs).__name__}"
             raise ValueError(f"An input must be a dict with `audio` and `text`, not {found}.")
         audio, text = inputs["audio"], inputs["text"]
-        captions = list(text) if isinstance(text, (list, tuple)) else [text]
+        is_list = is_batch(text)
+        captions = list(text) if is_list else [text]
         if not captions:
             raise ValueError("`text` is an empty list: give at least one caption.")
+        rate = sampling_rate if inputs.get("sampling_rate") is None else inputs["sampling_rate"]
         try:
             sequences, caption_notes = zip(*map(self.processor.tokenize_caption, captions), strict=True)
-            waveforms, spans, notes = self._windows(
-                audio, inputs.get("sampling_rate", sampling_rate), window_seconds, hop_seconds
-            )
+            waveform, spans, notes = self._load(audio, rate, window_seconds, hop_seconds)
         except (ValueError, TypeError, OSError) as error:
             error.add_note(f"in the input with the text {text!r}")
             raise
         return {
-            "input_features": self.processor.feature_extractor.log_mel(waveforms),
-            "sequences": list(sequences),
-            "captions": captions,
+            "waveform": waveform,
             "spans": spans,
+            "captions": captions,
+            "sequences": list(sequences),
             "notes": [notes + more for more in caption_notes],
-            "is_list": captions is not text and not isinstance(text, str),
+            "is_list": is_list,
         }
 
-    def _windows(
+    def _load(
         self, audio: Any, sampling_rate: int | None, window_seconds: float | None, hop_seconds: float | None
-    ) -> tuple[torch.Tensor, list[tuple[float, float]], list[str]]:
-        """Waveforms `(num_windows, samples)` of the model's length, their spans in seconds, and notes."""
+    ) -> tuple[torch.Tensor, list[tuple[int, int]], list[str]]:
+        """Waveform `(samples,)`, first and last sample of each window to score, and notes."""
         extractor = self.processor.feature_extractor
         if window_seconds is None and hop_seconds is None:
             waveform, notes = extractor.load(audio, sampling_rate)
-            return waveform.unsqueeze(0), [(0.0, extractor.max_seconds)], notes
+            return waveform, [(0, len(waveform))], notes
         window_seconds = extractor.max_seconds if window_seconds is None else window_seconds
         hop_seconds = window_seconds if hop_seconds is None else hop_seconds
-        if not 0 < hop_seconds <= window_seconds <= extractor.max_seconds:
+        if not SHORTEST_HOP <= hop_seconds <= window_seconds <= extractor.max_seconds:
             raise ValueError(
-                f"window_seconds={window_seconds:g} and hop_seconds={hop_seconds:g} must satisfy 0 < hop <= "
-                f"window <= {extractor.max_seconds:g}."
+                f"window_seconds={window_seconds:g} and hop_seconds={hop_seconds:g} must satisfy "
+                f"{SHORTEST_HOP:g} <= hop <= window <= {extractor.max_seconds:g}."
             )
         waveform, notes = load_waveform(audio, sampling_rate, extractor.sampling_rate)
-        window, hop = (max(1, round(seconds * extractor.sampling_rate)) for seconds in (window_seconds, hop_seconds))
+        window, hop = (round(seconds * extractor.sampling_rate) for seconds in (window_seconds, hop_seconds))
         spans = window_spans(len(waveform), window, hop)
         notes.append(f"windowed: {len(spans)} of {window_seconds:g} s, one every {hop_seconds:g} s")
-        waveforms = torch.stack([extractor.fit(waveform[start:end]) for start, end in spans])
-        return (
-            waveforms,
-            [(start / extractor.sampling_rate, end / extractor.sampling_rate) for start, end in spans],
-            notes,
-        )
+        shortest = min(end - start for start, end in spans)
+        return waveform, spans, notes + extractor.padding_note(shortest, "windows, the shortest of ")
 
     def _forward(self, items: list[dict[str, Any]], pass_size: int = SMALLEST_PASS) -> list[torch.Tensor]:
         """
-        Score a batch of inputs: each window is encoded once, then paired with each of its captions.
+        Score a batch of inputs: each window is encoded once, then paired with each of its captions. No more than
+        `pass_size` windows, and as many pairs, are in memory at a time.
 
         Returns:
             For each input a `torch.Tensor` of shape `(num_windows, num_captions)`, on the 0-10 scale.
         """
-        features = torch.cat([item["input_features"] for item in items])  # (all windows, T, F)
-        audio_features = torch.cat([self.model.get_audio_features(part) for part in features.split(pass_size)])
-        clips = torch.arange(len(features)).split([len(item["input_features"]) for item in items])
-        pairs = [
-            (clip, ids)
-            for rows, item in zip(clips, items, strict=True)
-            for clip in rows.tolist()
-            for ids in item["sequences"]
-        ]
+        windows = [(item, span) for item in items for span in item["spans"]]
+        scores = []
+        with evaluation_mode(self.model):
+            for start in range(0, len(windows), pass_size):
+                scores += self._score_windows(windows[start : start + pass_size], pass_size)
+        shapes = [(len(item["spans"]), len(item["sequences"])) for item in items]
+        parts = torch.cat(scores).split([num_windows * num_captions for num_windows, num_captions in shapes])
+        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def _score_windows(
+        self, windows: list[tuple[dict[str, Any], tuple[int, int]]], pass_size: int
+    ) -> list[torch.Tensor]:
+        """Scores, in parts of shape `(pairs,)`, of each window with each of its captions."""
+        extractor = self.processor.feature_extractor
+        waveforms = torch.stack([extractor.fit(item["waveform"][start:end]) for item, (start, end) in windows])
+        audio_features = self.model.get_audio_features(
+            extractor.log_mel(waveforms)
+        )  # (W, N) -> (W, num_audio_tokens, D)
+        pairs = [(row, ids) for row, (item, _) in enumerate(windows) for ids in item["sequences"]]
         scores = []
         for start in range(0, len(pairs), pass_size):
             rows, sequences = zip(*pairs[start : start + pass_size], strict=True)
             batch = self.processor.pad(sequences, device=self.model.device)
             scores.append(self.model(**batch, audio_features=audio_features[list(rows)]).scores.float())
-        shapes = [(len(item["input_features"]), len(item["sequences"])) for item in items]
-        parts = torch.cat(scores).split([windows * captions for windows, captions in shapes])
-        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+        return scores
 
     def postprocess(
         self, output: dict[str, Any], return_windows: bool = False
     ) -> dict[str, Any] | list[dict[str, Any]]:
         """One dict for a caption, a list of them for a list of captions."""
-        spans = output["spans"]
+        sampling_rate = self.processor.feature_extractor.sampling_rate
+        spans = [(start / sampling_rate, end / sampling_rate) for start, end in output["spans"]]
         weights = torch.tensor([end - start for start, end in spans])
         means = (weights / weights.sum()) @ output["scores"]  # (W,) @ (W, C) -> (C,)
         results = []
@@ -260,4 +300,3 @@ class AudioTextAlignmentPipeline(Pipeline):
         """
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
-        custom_object_save(self, save_directory)

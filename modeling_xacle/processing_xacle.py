@@ -48,7 +48,7 @@ class XacleProcessor(ProcessorMixin):
                 f"The tokenizer lacks {', '.join(missing)}: take one that `xacle init` or `xacle convert tmu` wrote."
             )
         audio_start, audio_end, score, audio = (vocabulary[token] for token in SPECIAL_TOKENS)
-        self._audio_and_score_ids = [audio_start, *[audio] * num_audio_tokens, audio_end, score]
+        self.audio_and_score_ids = [audio_start, *[audio] * num_audio_tokens, audio_end, score]
         pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         self._pad_id = 0 if pad_id is None else pad_id  # any id does: nothing attends to padding at the end
 
@@ -149,7 +149,7 @@ class XacleProcessor(ProcessorMixin):
             of `input_ids`: the id where a token is to be predicted, -100 elsewhere.
         """
         features = self.feature_extractor(audio, sampling_rate, device=device)
-        prompt = self._audio_and_score_ids[:-1]
+        prompt = self.audio_and_score_ids[:-1]
         if text is None:
             return BatchFeature({**features, **self.pad([prompt] * len(features["input_features"]), device=device)})
         captions = list(text) if is_batch(text) else [text]
@@ -177,13 +177,13 @@ class XacleProcessor(ProcessorMixin):
         notes = []
         if len(ids) > self.max_text_tokens:
             notes.append(f"caption cut: {len(ids)} tokens to {self.max_text_tokens}")
-        return ids[: self.max_text_tokens] + self._audio_and_score_ids, notes
+        return ids[: self.max_text_tokens] + self.audio_and_score_ids, notes
 
     def _encode(self, caption: str, **kwargs: Any) -> list[int]:
         """Token ids of a caption, in which no special token is recognised."""
         if not isinstance(caption, str):
             raise TypeError(f"A caption must be a string, not {type(caption).__name__}: {caption!r}.")
-        if not caption.strip():
+        if not any(character.isprintable() and not character.isspace() for character in caption):
             raise ValueError(f"The caption is empty ({caption!r}): a score needs words to compare with the sound.")
         if any("\ud800" <= character <= "\udfff" for character in caption):
             raise ValueError(

@@ -50,9 +50,20 @@ def test_zero_length(tmp_path):
 
 @pytest.mark.parametrize(
     ("format", "subtype"),
-    [("WAV", "PCM_16"), ("WAV", "FLOAT"), ("AIFF", None), ("AU", None), ("W64", None), ("FLAC", None), ("MP3", None)],
+    [
+        ("WAV", "PCM_16"),
+        ("WAV", "FLOAT"),
+        ("AIFF", None),
+        ("AU", None),
+        ("W64", None),
+        ("FLAC", None),
+        ("MP3", None),
+        ("OGG", "VORBIS"),
+        ("OGG", "OPUS"),
+        ("RF64", None),
+    ],
 )
-@pytest.mark.parametrize("kept", [0.5, 0.9])
+@pytest.mark.parametrize("kept", [0.5, 0.9, 0.99])
 def test_truncated(format, subtype, kept, tmp_path):
     content = encoded(0.1 * np.random.default_rng(0).standard_normal(3 * SAMPLING_RATE), format, subtype)
     refused(tmp_path, content[: int(len(content) * kept)], "truncated|or broken")
@@ -82,7 +93,7 @@ def test_array_without_its_rate(array):
         load_waveform(array)
 
 
-@pytest.mark.parametrize("rate", [0, -16000, 44100.5, "16000", np.nan])
+@pytest.mark.parametrize("rate", [0, -16000, 44100.5, "16000", np.nan, True])
 def test_rate_that_is_none(rate):
     with pytest.raises(ValueError, match="positive whole number of Hz"):
         load_waveform(np.zeros(9), sampling_rate=rate)
@@ -104,6 +115,15 @@ def test_rate_that_is_none(rate):
 def test_arrays_that_are_no_audio(array, message):
     with pytest.raises(ValueError, match=message):
         load_waveform(array, sampling_rate=SAMPLING_RATE)
+
+
+def test_a_file_opened_as_text(tmp_path):
+    (tmp_path / "clip.txt").write_text("words")
+    with (
+        open(tmp_path / "clip.txt", encoding="utf-8") as file,
+        pytest.raises(TypeError, match="open it in binary mode"),
+    ):
+        load_waveform(file)
 
 
 def test_dict_without_audio():

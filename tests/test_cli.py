@@ -139,6 +139,16 @@ def test_incomplete_arguments(arguments, xacle):
     assert "either --audio and --text, or a CSV file and --output" in xacle("score", *arguments, expect=2)
 
 
+@pytest.mark.parametrize("device", ["foo", "cuda:7"])
+def test_a_device_that_is_not_there(device, xacle):
+    message = xacle("score", "--audio", CLIP, "--text", "a", "--device", device, expect=2)
+    assert f"--device {device}" in " ".join(message.split())
+
+
+def test_windows_need_json(xacle):
+    assert "goes with" in xacle("score", "--audio", CLIP, "--text", "a", "--windows", expect=2)
+
+
 def test_a_users_mistake_ends_in_one_line(tmp_path, xacle):
     assert xacle("convert", "beats", "gone.pt", "-o", tmp_path / "out", expect=1) == "error: gone.pt: no such file.\n"
     assert xacle("score", "--audio", CLIP, "--text", "a", "--model", tmp_path, expect=1).startswith("error: ")

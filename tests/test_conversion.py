@@ -146,8 +146,103 @@ def test_broken_files(content, tmp_path):
 @pytest.mark.parametrize("content", [{}, {"weights": {"a": torch.zeros(1)}}, {"state_dict": {"epoch": 3}}])
 def test_a_file_without_a_state_dict(content, tmp_path):
     torch.save(content, tmp_path / "other.pt")
-    with pytest.raises(ConversionError, match=r"other\.pt: holds no state dict"):
+    with pytest.raises(ConversionError, match=r"other\.pt: (holds no state dict|not finite)"):
         convert_tmu(tmp_path / "other.pt", tmp_path / "out", llm=LLM)
+
+
+@pytest.mark.parametrize("content", [[1], None, "text"])
+def test_a_state_dict_that_is_none(content, tmp_path):
+    torch.save({"state_dict": content}, tmp_path / "other.pt")
+    with pytest.raises(ConversionError, match="holds no state dict"):
+        convert_tmu(tmp_path / "other.pt", tmp_path / "out", llm=LLM)
+    torch.save({"cfg": {}, "model": content}, tmp_path / "beats.pt")
+    with pytest.raises(ConversionError, match="holds no state dict"):
+        read_beats(tmp_path / "beats.pt")
+
+
+NO_WEIGHTS = {
+    "nan": torch.full((40,), torch.nan),
+    "integers": torch.zeros(40, dtype=torch.int64),
+    "sparse": torch.zeros(40).to_sparse(),
+    "list": [0.0] * 40,
+}
+
+
+@pytest.mark.parametrize("value", NO_WEIGHTS.values(), ids=NO_WEIGHTS)
+def test_weights_that_are_no_numbers(value, tmp_path):
+    source = altered(tmp_path, lambda state: state.update({"score_head.mlp.3.bias": value}))
+    with pytest.raises(ConversionError, match=r"not finite floating point tensors: score_head\.mlp\.3\.bias"):
+        convert_tmu(source, tmp_path / "out", llm=LLM, beats=BEATS)
+
+
+def test_two_names_of_one_weight_are_refused(tmp_path):
+    twin = altered(tmp_path, lambda state: state.update({"projector.norm.weight": torch.zeros(48)}))
+    with pytest.raises(ConversionError, match=r"mlp\.norm\.weight and projector\.norm\.weight are the same weight"):
+        convert_tmu(twin, tmp_path / "out", llm=LLM, beats=BEATS)
+    second = {"encoder.pos_conv.0.parametrizations.weight.original0": torch.ones(1, 1, 16)}
+    with pytest.raises(ConversionError, match="are the same weight"):
+        read_beats(altered_beats(tmp_path, lambda content: content["model"].update(second)))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: model.update({"encoder.pos_conv.0.weight": torch.zeros(48, 12, 16)}),
+        lambda model: model.update({"encoder.pos_conv.0.weight_v": torch.zeros(16)}),
+        lambda model: model.pop("encoder.pos_conv.0.weight_g"),
+    ],
+)
+def test_weight_norm_of_another_form_is_listed(change, tmp_path):
+    path = altered_beats(tmp_path, lambda content: change(content["model"]))
+    with pytest.raises(ConversionError, match=r"unexpected: conv_position\.conv\.weight_v"):
+        convert_beats(path, tmp_path / "out")
+
+
+def test_both_spellings_of_weight_norm_fold_alike(tmp_path):
+    def respell(content):
+        for old, new in (("weight_g", "original0"), ("weight_v", "original1")):
+            weight = content["model"].pop(f"encoder.pos_conv.0.{old}")
+            content["model"][f"encoder.pos_conv.0.parametrizations.weight.{new}"] = weight
+
+    folded = read_beats(altered_beats(tmp_path, respell)).encoder["conv_position.conv.weight"]
+    assert torch.equal(folded, read_beats(BEATS).encoder["conv_position.conv.weight"])
+    published = torch.load(BEATS, weights_only=True)["model"]
+    conv = torch.nn.utils.parametrizations.weight_norm(torch.nn.Conv1d(48, 48, 16, groups=4), dim=2)
+    conv.parametrizations.weight.original0.data = published["encoder.pos_conv.0.weight_g"]
+    conv.parametrizations.weight.original1.data = published["encoder.pos_conv.0.weight_v"]
+    torch.testing.assert_close(folded, conv.weight.detach())
+
+
+def test_an_incomplete_predictor_is_listed(tmp_path):
+    content = torch.load(PARITY / "beats_finetuned.pt", weights_only=True)
+    del content["model"]["predictor.bias"]
+    torch.save(content, tmp_path / "beats.pt")
+    with pytest.raises(ConversionError, match=r"missing: bias \(11,\)"):
+        convert_beats(tmp_path / "beats.pt", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("cfg", "message"),
+    [
+        ({"activation_fn": "glu"}, "activation_fn='glu'; supported are"),
+        ({"encoder_layers": "3"}, "another type for num_hidden_layers"),
+    ],
+)
+def test_settings_that_cannot_be_used(cfg, message, tmp_path):
+    with pytest.raises(ConversionError, match=message):
+        read_beats(altered_beats(tmp_path, lambda content: content["cfg"].update(cfg)))
+
+
+def test_llm_must_be_a_causal_language_model(model_folder, tmp_path):
+    with pytest.raises(ConversionError, match="holds a xacle model; --llm takes"):
+        build_model(BEATS, str(model_folder))
+    with pytest.raises(ConversionError, match="holds a xacle model; --llm takes"):
+        convert_tmu(PARITY, tmp_path / "out", llm=str(model_folder), beats=BEATS)
+
+
+def test_a_misspelt_field_is_refused():
+    with pytest.raises(TypeError, match="has no field num_audio_token"):
+        build_model(BEATS, LLM, num_audio_token=6)
 
 
 def test_missing_file(tmp_path):

@@ -47,9 +47,11 @@ def test_log_mel_on_gpu(noise):
     torch.testing.assert_close(on_gpu.cpu(), extractor(noise, SAMPLING_RATE)["input_features"], atol=5e-3, rtol=0)
 
 
-def test_device_argument_reaches_the_result(tone):
-    features = XacleFeatureExtractor()(tone, sampling_rate=SAMPLING_RATE, device=torch.device("cpu"))["input_features"]
-    assert features.device.type == "cpu"
+def test_device_argument_reaches_the_result(tone, processor):
+    features = XacleFeatureExtractor()(tone, sampling_rate=SAMPLING_RATE, device="meta")
+    assert features["input_features"].is_meta
+    inputs = processor(text="a", audio=tone, sampling_rate=SAMPLING_RATE, device="meta")
+    assert all(inputs[name].is_meta for name in processor.model_input_names)
 
 
 def test_numpy_result(tone):
@@ -131,9 +133,30 @@ def test_sources_agree(tmp_path, tone):
         torch.testing.assert_close(waveform, torch.from_numpy(tone))
 
 
-def test_integer_samples_are_scaled(tone):
-    waveform, _ = load_waveform((tone * 2**15).astype(np.int16), sampling_rate=SAMPLING_RATE)
-    torch.testing.assert_close(waveform, torch.from_numpy(tone), atol=2**-14, rtol=0)
+@pytest.mark.parametrize(
+    ("dtype", "full_scale", "zero"),
+    [("int16", 2**15, 0), ("int32", 2**31, 0), ("int8", 2**7, 0), ("uint8", 2**7, 128), (">i2", 2**15, 0)],
+)
+def test_integer_samples_are_scaled(dtype, full_scale, zero, tone):
+    samples = (tone.astype(np.float64) * full_scale + zero).astype(dtype)
+    waveform, _ = load_waveform(samples, sampling_rate=SAMPLING_RATE)
+    torch.testing.assert_close(waveform, torch.from_numpy(tone), atol=max(2 / full_scale, 1e-6), rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [">f4", "float64", "longdouble", "float16"])
+def test_floating_point_of_any_kind(dtype, tone):
+    waveform, _ = load_waveform(tone.astype(dtype), sampling_rate=SAMPLING_RATE)
+    torch.testing.assert_close(waveform, torch.from_numpy(tone), atol=1e-3, rtol=0)
+
+
+def test_slightly_clipping_audio_is_taken_as_it_is(tone):
+    waveform, _ = load_waveform(3 * tone, sampling_rate=SAMPLING_RATE)
+    torch.testing.assert_close(waveform, torch.from_numpy(3 * tone))
+
+
+def test_padding_value_is_used(tone):
+    padded = XacleFeatureExtractor(padding_value=0.25).fit(torch.from_numpy(tone))
+    assert padded[len(tone) :].eq(0.25).all()
 
 
 def test_cut_reads_the_same_as_the_whole(tmp_path):

@@ -8,7 +8,7 @@ import torch
 from conftest import SAMPLING_RATE
 from transformers import AutoModel
 
-from modeling_xacle import BeatsConfig, BeatsModel, XacleConfig, XacleModel
+from modeling_xacle import BeatsConfig, BeatsForAudioClassification, BeatsModel, XacleConfig, XacleModel
 from modeling_xacle.modeling_beats import relative_position_buckets
 
 CAPTIONS = [
@@ -95,7 +95,8 @@ def test_missing_parts_are_initialised(model, tmp_path):
     assert {name.split(".")[0] for name in info["missing_keys"]} == {"score_head"}
     for module in again.score_head.layers:
         if isinstance(module, torch.nn.Linear):
-            assert 0 < module.weight.abs().max() <= 1 / math.sqrt(module.in_features)
+            bound = 1 / math.sqrt(module.in_features)
+            assert 0.8 * bound < module.weight.abs().max() <= bound
             assert not module.bias.any()
 
 
@@ -160,6 +161,31 @@ def test_gradient_checkpointing_changes_no_gradient(model, processor, pairs):
             torch.testing.assert_close(plain.grad, other.grad, msg=lambda text, n=name: f"{n}: {text}")
 
 
+def test_loss_is_the_mean_over_pairs_and_not_told_how_many(model, processor, pairs):
+    """Trainer multiplies the loss of a model that takes its item count; ours says that it does not."""
+    texts, clips = zip(*pairs[:3], strict=True)
+    inputs = processor(text=list(texts), audio=list(clips), sampling_rate=SAMPLING_RATE)
+    labels = torch.tensor([0.5, -0.5, 0.0])
+    output = model(**inputs, labels=labels)
+    torch.testing.assert_close(output.loss, (output.logits - labels).square().mean())
+    assert model.accepts_loss_kwargs is False
+    for wrong in (labels.unsqueeze(1), labels[:2], labels[0]):
+        with pytest.raises(ValueError, match="expected one target a pair"):
+            model(**inputs, labels=wrong)
+
+
+def test_scores_are_not_clamped(model, processor, pairs):
+    torch.nn.init.constant_(model.score_head.layers[-1].bias, 3.0)
+    assert score(model, processor, pairs).min() > 10
+
+
+def test_the_configuration_can_ask_for_hidden_states(model_folder, processor, pairs):
+    model = AutoModel.from_pretrained(model_folder, output_hidden_states=True).eval()
+    inputs = processor(text=pairs[0][0], audio=pairs[0][1], sampling_rate=SAMPLING_RATE)
+    assert len(model(**inputs).hidden_states) == 3
+    assert model(**inputs, output_hidden_states=False).hidden_states is None
+
+
 def test_every_part_learns_from_labels(model, processor, pairs):
     inputs = processor(text=pairs[1][0], audio=pairs[1][1], sampling_rate=SAMPLING_RATE)
     output = model(**inputs, labels=torch.tensor([0.25]))
@@ -218,6 +244,41 @@ def test_embeddings_can_be_resized(model, processor, pairs, tmp_path):
     torch.testing.assert_close(score(again, processor, pairs[:2]), before)
 
 
+def test_encoder_dropout_is_off_by_default_and_on_when_asked_for_in_training():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    features = torch.randn(1, 64, 128)
+    for dropout in ({}, {"hidden_dropout": 0.5}, {"attention_dropout": 0.5}):
+        model = BeatsModel(BeatsConfig(**sizes, **dropout))
+        encoded = [model.train(mode)(features).last_hidden_state for mode in (False, False, True)]
+        assert torch.equal(encoded[0], encoded[1])
+        assert torch.equal(encoded[0], encoded[2]) == (not dropout)
+
+
+def test_without_deepnorm_residuals_are_not_scaled():
+    sizes = {"hidden_size": 48, "num_hidden_layers": 8, "num_attention_heads": 4, "intermediate_size": 64}
+    scales = [BeatsModel(BeatsConfig(**sizes, deep_norm=deep)).layers[0].residual_scale for deep in (True, False)]
+    assert scales == [2.0, 1.0]
+    torch.manual_seed(0)
+    layer = BeatsModel(BeatsConfig(**sizes, deep_norm=False)).layers[0].eval()
+    states, bias = torch.randn(1, 4, 48), torch.zeros(1, 4, 4, 4)
+    attended = layer.self_attn_layer_norm(states + layer.self_attn(states, bias)[0])
+    expected = layer.final_layer_norm(attended + layer.fc2(torch.nn.functional.gelu(layer.fc1(attended))))
+    torch.testing.assert_close(layer(states, bias), expected)
+
+
+def test_classifier_loss_is_binary_cross_entropy():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
+    model = BeatsForAudioClassification(BeatsConfig(**sizes, num_labels=5))
+    labels = torch.tensor([[0, 1, 0, 0, 1], [1, 0, 0, 0, 0]])
+    output = model(torch.randn(2, 64, 128), labels=labels, output_hidden_states=True)
+    present = labels.bool()
+    by_hand = -torch.where(present, output.probabilities, 1 - output.probabilities).log().mean()
+    torch.testing.assert_close(output.loss, by_hand)
+    assert len(output.hidden_states) == 2
+
+
 def test_position_buckets_by_hand():
     """Eight buckets: distances 0 and 1 have their own, then [2, 4) and beyond, the same again ahead."""
     buckets = relative_position_buckets(6, num_buckets=8, max_distance=8)
@@ -242,6 +303,7 @@ def test_position_buckets_by_hand():
         ),
         (lambda inputs: inputs["input_ids"].index_fill_(1, torch.tensor([0]), 370), "exactly one \\[SCORE\\]"),
         (lambda inputs: inputs["input_ids"].index_fill_(1, torch.tensor([-1]), 7), "exactly one \\[SCORE\\]"),
+        (lambda inputs: inputs.update(attention_mask=torch.ones(1, 4)), "attention_mask has shape \\(1, 4\\)"),
         (lambda inputs: inputs.update(input_features=torch.zeros(2, 998, 128)), "do not fit 2 clips"),
         (
             lambda inputs: inputs.update(input_features=torch.zeros(1, 998, 64)),

@@ -10,9 +10,10 @@ from transformers.pipelines import PIPELINE_REGISTRY
 import modeling_xacle
 
 PACKAGE = Path(modeling_xacle.__file__).parent
-# Each travelling file with those it may import, as in the design: pipeline -> processor, model -> config.
+# Each travelling file with those it may import, as in the design: pipeline -> processor, model -> config. The config
+# imports the pipeline when it is saved, to take it along.
 TRAVELS = {
-    "configuration_xacle": set(),
+    "configuration_xacle": {"pipeline_xacle"},
     "feature_extraction_xacle": set(),
     "processing_xacle": {"feature_extraction_xacle"},
     "modeling_beats": {"configuration_xacle"},
@@ -21,6 +22,7 @@ TRAVELS = {
 }
 ALLOWED = {"torch", "torchaudio", "transformers", "numpy", "soundfile"}
 STANDARD = {
+    "contextlib",
     "collections",
     "dataclasses",
     "functools",

@@ -9,6 +9,7 @@ from conftest import PARITY, SAMPLING_RATE
 from datasets import Audio, Dataset
 from transformers import AutoProcessor, pipeline
 
+from modeling_xacle import XacleProcessor
 from modeling_xacle.pipeline_xacle import window_spans
 
 CLIP = str(PARITY / "wav" / "b_16k_3s.wav")
@@ -83,6 +84,7 @@ def test_generator_streams(align, expected):
 
 def test_columns(align, expected):
     close(scores(align({"audio": [CLIP] * 3, "text": TEXTS})), expected)
+    close(scores(align({"audio": np.array([CLIP] * 3), "text": np.array(TEXTS)})), expected)
 
 
 def test_datasets(align, expected, tone):
@@ -140,7 +142,10 @@ def test_windows_are_averaged_by_length(align, noise):
         ]
         close(scores(windows), scores(by_hand))
         assert result["score"] == pytest.approx(np.average(scores(windows), weights=[10, 10, 5]), abs=1e-5)
-        assert result["notes"] == ["windowed: 3 of 10 s, one every 10 s"]
+        assert result["notes"] == [
+            "windowed: 3 of 10 s, one every 10 s",
+            "padded: windows, the shortest of 5 s to 10 s",
+        ]
 
 
 def test_short_windows_with_overlap(align):
@@ -168,8 +173,52 @@ def test_saved_pipeline_is_complete(align, expected, tmp_path):
 
 def test_own_model_and_processor(model, processor, expected):
     align = pipeline("audio-text-alignment", model=model.train(), processor=processor, device="cpu")
-    assert not align.model.training
     close(align({"audio": CLIP, "text": TEXTS[0]})["score"], expected[0])
+    assert align.model.training
+    assert align.model.projector.training
+
+
+def test_a_pipeline_between_training_steps_has_no_dropout(model, processor, expected):
+    align = pipeline("audio-text-alignment", model=model, processor=processor, device="cpu")
+    model.train()
+    model.audio_tower.eval()
+    close(align({"audio": CLIP, "text": TEXTS[0]})["score"], expected[0])
+    assert model.score_head.training
+    assert not model.audio_tower.training
+
+
+def test_one_window_ends_where_the_sound_does(align):
+    [window] = align({"audio": CLIP, "text": "a"}, return_windows=True)["windows"]
+    assert (window["start"], window["end"]) == (0, pytest.approx(3.1))
+    [window] = align({"audio": LONG_CLIP, "text": "a"}, return_windows=True)["windows"]
+    assert (window["start"], window["end"]) == (0, 10)
+
+
+def test_many_windows_go_through_in_passes(align, monkeypatch):
+    """However long the sound, no more than a pass of spectrograms is in memory."""
+    passes = []
+    encode = align.model.get_audio_features
+    monkeypatch.setattr(
+        align.model, "get_audio_features", lambda features: passes.append(len(features)) or encode(features)
+    )
+    result = align({"audio": LONG_CLIP, "text": ["a", "b"]}, window_seconds=1, hop_seconds=0.25, return_windows=True)
+    assert passes == [16, 16, 15]
+    assert len(result[1]["windows"]) == 47
+    by_itself = align({"audio": LONG_CLIP, "text": "b"}, window_seconds=1, hop_seconds=0.25)
+    assert result[1]["score"] == pytest.approx(by_itself["score"], abs=1e-4)
+
+
+def test_the_rate_beside_the_samples_counts(align, expected, tone):
+    item = {"audio": tone, "text": "a"}
+    right = align({**item, "sampling_rate": SAMPLING_RATE})["score"]
+    wrong = align({**item, "sampling_rate": 8000})["score"]
+    assert right != wrong
+    assert align({**item, "sampling_rate": SAMPLING_RATE}, sampling_rate=8000)["score"] == right
+    assert align({**item, "sampling_rate": None}, sampling_rate=SAMPLING_RATE)["score"] == right
+    nested = {"audio": {"array": tone, "sampling_rate": None}, "text": "a"}
+    assert align(nested, sampling_rate=SAMPLING_RATE)["score"] == right
+    columns = {"audio": [tone, tone], "text": ["a", "a"], "sampling_rate": [SAMPLING_RATE, 8000]}
+    close(scores(align(columns)), [right, wrong])
 
 
 def test_half_precision(model_folder, expected):
@@ -200,7 +249,7 @@ def test_what_is_no_input(item, error, message, align):
     [{"window_seconds": 11}, {"window_seconds": 5, "hop_seconds": 6}, {"hop_seconds": 0}, {"window_seconds": -1}],
 )
 def test_windows_that_make_no_sense(arguments, align):
-    with pytest.raises(ValueError, match="must satisfy 0 < hop <= window <= 10"):
+    with pytest.raises(ValueError, match=r"must satisfy 0\.025 <= hop <= window <= 10"):
         align({"audio": CLIP, "text": "a"}, **arguments)
 
 
@@ -231,3 +280,11 @@ def test_a_model_without_its_processor(model, model_folder, tmp_path):
     extractor = AutoProcessor.from_pretrained(model_folder).feature_extractor
     with pytest.raises(ValueError, match="comes without its XacleProcessor"):
         pipeline("audio-text-alignment", model=model, processor=extractor, device="cpu")
+
+
+def test_a_processor_of_another_model(model, processor):
+    other = XacleProcessor(processor.feature_extractor, processor.tokenizer, num_audio_tokens=50)
+    with pytest.raises(ValueError, match="differ in their special tokens or in the number of audio tokens"):
+        pipeline("audio-text-alignment", model=model, processor=other, device="cpu")
+    with pytest.raises(ValueError, match="A qwen2 model cannot do this task"):
+        pipeline("audio-text-alignment", model=model.language_model, processor=processor, device="cpu")

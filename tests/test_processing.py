@@ -43,6 +43,19 @@ def test_over_long_caption_is_cut_and_told(processor, tone):
     assert inputs["input_ids"].shape[1] == 256 + 103
 
 
+def test_the_beginning_of_a_long_caption_is_kept(processor):
+    words = [f"word{number}" for number in range(200)]
+    ids, _ = processor.tokenize_caption(" ".join(words))
+    assert ids[:256] == processor.tokenizer(" ".join(words))["input_ids"][:256]
+
+
+def test_a_caption_of_just_the_longest_length_has_no_note(processor):
+    caption = " beep" * 300
+    full = processor.tokenizer.decode(processor.tokenizer(caption)["input_ids"][:256])
+    assert len(processor.tokenizer(full)["input_ids"]) == 256
+    assert processor.tokenize_caption(full)[1] == []
+
+
 def test_cuts_are_logged_where_notes_are_not_asked_for(processor, caplog):
     processor(text="a dog", audio=np.zeros(11 * SAMPLING_RATE, dtype=np.float32), sampling_rate=SAMPLING_RATE)
     assert "cut: 11 s to 10 s" in caplog.text
@@ -75,6 +88,7 @@ def test_own_lengths_survive_saving(processor, tmp_path):
         ({}, ValueError, "Nothing to process"),
         ({"text": ""}, ValueError, "caption is empty"),
         ({"text": " \n"}, ValueError, "caption is empty"),
+        ({"text": "\u200b"}, ValueError, "caption is empty"),
         ({"text": 3}, TypeError, "must be a string, not int: 3"),
         ({"text": None, "audio": []}, ValueError, "the list is empty"),
         ({"text": ["a", None]}, TypeError, "must be a string, not NoneType"),

@@ -46,15 +46,18 @@ model = AutoModel.from_pretrained(folder, trust_remote_code=True)
 processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
 align.save_pretrained(again)
 resaved = pipeline("audio-text-alignment", model=again, trust_remote_code=True, device="cpu")
+model.save_pretrained(again + "2")
+processor.save_pretrained(again + "2")
+by_parts = pipeline("audio-text-alignment", model=again + "2", trust_remote_code=True, device="cpu")
 pair = {"audio": clip, "text": "beep"}
 modules = [type(part).__module__.split(".")[0] for part in (align, model, processor)]
-print(json.dumps([align(pair)["score"], resaved(pair)["score"], modules]))
+print(json.dumps([align(pair)["score"], resaved(pair)["score"], by_parts(pair)["score"], modules]))
 """
     done = stranger(code, model_folder, CLIP, tmp_path / "again")
     assert done.returncode == 0, done.stderr
-    score, resaved, modules = json.loads(done.stdout.splitlines()[-1])
+    score, resaved, by_parts, modules = json.loads(done.stdout.splitlines()[-1])
     assert modules == ["transformers_modules"] * 3
-    assert score == resaved == pytest.approx(align({"audio": CLIP, "text": "beep"})["score"], abs=1e-6)
+    assert score == resaved == by_parts == pytest.approx(align({"audio": CLIP, "text": "beep"})["score"], abs=1e-6)
     assert score == pytest.approx(SCORE, abs=1e-4)
 
 
