@@ -419,8 +419,7 @@ def append_audio_row(state: StateDict, token_ids: dict[str, int], llm: str) -> N
     if rows is None or rows != token_ids["audio_token_id"]:
         raise ConversionError(
             f"{key} has {rows} rows, but the tokenizer of {llm} makes {token_ids['audio_token_id']} with the "
-            "three published tokens: "
-            "is --llm the language model of this checkpoint?"
+            "three published tokens: is --llm the language model of this checkpoint?"
         )
     state[key] = torch.cat([state[key], state[key].mean(dim=0, keepdim=True)])
 

@@ -1,0 +1,543 @@
+"""
+Pseudo-labels for stage 2: captioned clips, and the same clips with captions of others, each pair with the cosine that a
+CLAP teacher gives it.
+
+    python dataset_scripts/label_with_clap.py data/aac --teacher runs/teacher -o data/clap_pseudo
+    accelerate launch dataset_scripts/label_with_clap.py data/aac \
+        --teacher sarulab-speech/human-clap-wsce-mae --processor laion/clap-htsat-fused -o data/clap_pseudo
+
+Each clip and each distinct caption is embedded once, in shards that several processes share and that a later run finds
+again; pairs are then scored by products of embeddings. Negatives are drawn within a split, for each caption of a clip:
+captions of other clips, at random or (--hard) near in the teacher's text space; never one with the words of a caption
+of the clip. They keep the score that the teacher gives them. Which captions are drawn depends on --seed (and with
+--hard on the teacher); the number of processes, the batch size and the machine change scores by rounding, some 1e-7.
+
+A label is the teacher's cosine, in [-1, 1]. With several teachers, each one's cosines are brought to mean 0 and
+deviation 1 over all pairs and averaged; the average is scaled back by the mean of their deviations and shifted by the
+mean of their means, so that equal teachers give their own cosines. Should this leave [-1, 1], deviations from the mean
+are shrunk by the one factor that makes the farthest fit: the order of the pairs is always that of the average.
+
+Repeat --teacher, and as often --processor if needed at all ("" is the teacher's own), for several teachers.
+"""
+
+import io
+import json
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from accelerate import PartialState
+from datasets import DatasetDict
+from matplotlib.figure import Figure
+
+from modeling_xacle.clap import (
+    ClapTeacher,
+    EmbeddingShards,
+    PairIndex,
+    embed_captions,
+    embed_clips,
+    score_pairs,
+    separation_auc,
+)
+from modeling_xacle.data import FEATURES, check_rows, load_pairs, save_dataset
+
+# One process may wait for another that has more left to do after an interruption.
+LONGEST_WAIT = timedelta(days=2)
+# Similarities held at a time while near captions are looked for: 256 MB.
+SIMILARITIES_PER_CHUNK = 2**26
+WORD = re.compile(r"\w+")
+QUANTILES = {"min": 0, "5 %": 5, "25 %": 25, "median": 50, "75 %": 75, "95 %": 95, "max": 100}
+
+# For a row's caption and the captions ruled out, the candidates for its negatives, best first.
+Candidates = Callable[[np.random.Generator, int, set[int]], np.ndarray]
+
+
+@dataclass
+class Negatives:
+    """
+    How captions of other clips are drawn.
+
+    Args:
+        count (`int`): For each row.
+        hard_pool (`int`, *optional*): Draw from so many of the nearest captions, by default from all.
+        seed (`int`): Same seed, same captions.
+    """
+
+    count: int = 3
+    hard_pool: int | None = None
+    seed: int = 0
+
+
+def same_text_as(captions: list[str]) -> np.ndarray:
+    """For each caption, of shape `(num_captions,)`, the first one with the same words, in any case and punctuation."""
+    first: dict[str, int] = {}
+    return np.array([first.setdefault(" ".join(WORD.findall(text.casefold())), i) for i, text in enumerate(captions)])
+
+
+def captions_of_clips(index: PairIndex, texts: np.ndarray) -> dict[int, set[int]]:
+    """For each clip, its captions in any split, of those in `texts` of shape `(num_captions,)`."""
+    own: dict[int, set[int]] = defaultdict(set)
+    for rows in index.rows.values():
+        for clip, caption in rows.tolist():
+            own[clip].add(int(texts[caption]))
+    return own
+
+
+def nearest_captions(embeddings: torch.Tensor, queries: np.ndarray, pool: np.ndarray, count: int) -> np.ndarray:
+    """
+    The captions of the pool nearest to each query, nearest first, of shape `(num_queries, count)`.
+
+    Args:
+        embeddings (`torch.Tensor` of shape `(num_captions, embedding_size)`): Of unit length, of all captions.
+        queries (`np.ndarray` of shape `(num_queries,)`), pool (`np.ndarray` of shape `(pool_size,)`): Captions.
+        count (`int`): At most the size of the pool.
+    """
+    candidates = embeddings[pool].T.contiguous()  # (D, pool)
+    chunk = max(1, SIMILARITIES_PER_CHUNK // len(pool))
+    nearest = [
+        (embeddings[queries[start : start + chunk]] @ candidates).topk(count).indices.cpu().numpy()
+        for start in range(0, len(queries), chunk)
+    ]
+    return pool[np.concatenate(nearest)]
+
+
+def random_candidates(
+    pool: np.ndarray, count: int, generator: np.random.Generator, caption: int, ruled_out: set[int]
+) -> np.ndarray:
+    """Captions of the pool, of shape `(pool_size,)`, in random order: enough that `count` remain."""
+    return generator.choice(pool, size=min(count + len(ruled_out), len(pool)), replace=False)
+
+
+def hard_candidates(
+    nearest: dict[int, np.ndarray],
+    hard_pool: int,
+    generator: np.random.Generator,
+    caption: int,
+    ruled_out: set[int],
+) -> np.ndarray:
+    """
+    Of the captions nearest to a caption, of shape `(num_nearest,)`, the first `hard_pool` that are not ruled out, in
+    random order.
+    """
+    allowed = [near for near in nearest[caption].tolist() if near not in ruled_out][:hard_pool]
+    # Sorted, so that the draw depends on which captions are near and not on ties among them.
+    return generator.permutation(sorted(allowed))
+
+
+def draw_negatives(
+    rows: np.ndarray, own: dict[int, set[int]], candidates: Candidates, count: int, seed: int
+) -> np.ndarray:
+    """
+    Captions of other clips for each row of a split; no clip gets a caption twice.
+
+    Args:
+        rows (`np.ndarray` of shape `(num_rows, 2)`): Clip and caption.
+        own (dict of sets): Captions of each clip.
+        candidates (callable): Where they are drawn from.
+        count (`int`): Captions for each row.
+        seed (`int`): The draw for a clip depends on this and on the clip only.
+
+    Returns:
+        `np.ndarray` of shape `(num_rows, count)`.
+
+    Raises:
+        ValueError: There are not enough captions of other clips.
+    """
+    negatives = np.empty((len(rows), count), dtype=np.int64)
+    rows_of_clips: dict[int, list[int]] = defaultdict(list)
+    for row, clip in enumerate(rows[:, 0].tolist()):
+        rows_of_clips[clip].append(row)
+    for clip, clip_rows in rows_of_clips.items():
+        generator = np.random.default_rng([seed, clip])
+        ruled_out = set(own[clip])
+        for row in clip_rows:
+            drawn = [c for c in candidates(generator, int(rows[row, 1]), ruled_out).tolist() if c not in ruled_out]
+            if len(drawn) < count:
+                raise ValueError(
+                    f"A clip with {len(clip_rows)} captions needs {count * len(clip_rows)} different captions of other "
+                    "clips, and its split has fewer; lower --negatives."
+                )
+            negatives[row] = drawn[:count]
+            ruled_out.update(drawn[:count])
+    return negatives
+
+
+def choose_negatives(
+    index: PairIndex, rows: dict[str, np.ndarray], text_embeddings: torch.Tensor, how: Negatives
+) -> dict[str, np.ndarray]:
+    """
+    Negatives for the rows of each split, drawn from the captions of that split.
+
+    Args:
+        index (`PairIndex`): All clips and captions.
+        rows (dict of `np.ndarray` of shape `(num_rows, 2)`): Clip and caption of the rows that are kept.
+        text_embeddings (`torch.Tensor` of shape `(num_captions, embedding_size)`): For near ones.
+        how (`Negatives`): How they are drawn.
+
+    Returns:
+        For each split, captions of shape `(num_rows, how.count)`.
+    """
+    texts = same_text_as(index.captions)
+    own = captions_of_clips(index, texts)
+    negatives = {}
+    for split, pairs in rows.items():
+        pool = np.unique(texts[pairs[:, 1]])
+        candidates = partial(random_candidates, pool, how.count)
+        if how.hard_pool is not None:
+            queries = np.unique(pairs[:, 1])
+            most_rows = np.unique(pairs[:, 0], return_counts=True)[1].max()
+            # So many that enough remain when a clip's own captions and its other negatives are ruled out.
+            needed = max(how.hard_pool, how.count) + max(map(len, own.values())) + how.count * most_rows
+            nearest = nearest_captions(text_embeddings, queries, pool, int(min(needed, len(pool))))
+            nearest_of = dict(zip(queries.tolist(), nearest, strict=True))
+            candidates = partial(hard_candidates, nearest_of, how.hard_pool)
+        negatives[split] = draw_negatives(pairs, own, candidates, how.count, how.seed)
+    return negatives
+
+
+def combine_teachers(cosines: np.ndarray) -> np.ndarray:
+    """
+    One label of several teachers' cosines, by the rule that this script's docstring gives.
+
+    Args:
+        cosines (`np.ndarray` of shape `(num_teachers, num_pairs)`): In [-1, 1].
+
+    Returns:
+        `np.ndarray` of shape `(num_pairs,)`, in [-1, 1]; of a single teacher, its cosines unchanged.
+    """
+    if len(cosines) == 1:
+        return cosines[0]
+    means, deviations = cosines.mean(axis=1, keepdims=True), cosines.std(axis=1, keepdims=True)
+    if not deviations.all():
+        raise ValueError("A teacher gives every pair the same score and cannot be averaged with others; leave it out.")
+    average = ((cosines - means) / deviations).mean(axis=0)
+    center, offsets = means.mean(), deviations.mean() * average
+    farthest = np.max(np.abs(offsets) / (1 - np.sign(offsets) * center))
+    return center + offsets / max(1.0, farthest)
+
+
+def describe(scores: np.ndarray) -> dict[str, float]:
+    """Number, mean, deviation and quantiles of scores of shape `(num_pairs,)`."""
+    if not len(scores):
+        return {"pairs": 0}
+    quantiles = np.percentile(scores, list(QUANTILES.values()))
+    figures = {"mean": scores.mean(), "deviation": scores.std(), **dict(zip(QUANTILES, quantiles, strict=True))}
+    return {"pairs": len(scores), **{name: round(float(value), 4) for name, value in figures.items()}}
+
+
+def format_table(rows: list[dict[str, Any]]) -> str:
+    """A Markdown table with the keys of the first row as its header."""
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *([row.get(name, "") for name in rows[0]] for row in rows)]
+    return "\n".join("| " + " | ".join(str(value) for value in line) + " |" for line in lines)
+
+
+@dataclass
+class Labelled:
+    """
+    The pairs of a split: the first column of each array is a row's own caption, the others are its negatives.
+
+    Args:
+        rows (`np.ndarray` of shape `(num_rows,)`): Which rows of the split they come from.
+        captions (`np.ndarray` of shape `(num_rows, 1 + count)`): Index of each pair's caption.
+        cosines (`np.ndarray` of shape `(num_teachers, num_rows, 1 + count)`): Each teacher's scores.
+        labels (`np.ndarray` of shape `(num_rows, 1 + count)`): The teachers' joint scores.
+    """
+
+    rows: np.ndarray
+    captions: np.ndarray
+    cosines: np.ndarray
+    labels: np.ndarray
+
+    def kinds(self, scores: np.ndarray) -> dict[str, np.ndarray]:
+        """Of scores of shape `(num_rows, 1 + count)`, those of positives and of negatives, each flat."""
+        return {"positives": scores[:, 0], "negatives": scores[:, 1:].flatten()}
+
+    def auc(self, scores: np.ndarray) -> float:
+        """How well scores of shape `(num_rows, 1 + count)` tell positives from negatives."""
+        return round(separation_auc(*self.kinds(scores).values()), 4)
+
+
+@dataclass
+class Embedded:
+    """
+    What one teacher makes of a corpus.
+
+    Args:
+        teacher (`str`), processor (`str`): Folders or Hub ids.
+        fingerprint (`str`): Of the model and its processor.
+        clips (`EmbeddingShards`), captions (`EmbeddingShards`): In the order of the index.
+    """
+
+    teacher: str
+    processor: str
+    fingerprint: str
+    clips: EmbeddingShards
+    captions: EmbeddingShards
+
+
+def embed_corpus(
+    teacher: str,
+    processor: str,
+    index: PairIndex,
+    folder: Path,
+    state: PartialState,
+    shard_size: int,
+    batch_size: int,
+    num_workers: int,
+) -> Embedded:
+    """Let a teacher embed this process's share of the clips and captions; files of the others' may still be missing."""
+    model = ClapTeacher.from_pretrained(teacher, processor, state.device)
+    place = folder / model.fingerprint[:16]
+    clips = EmbeddingShards(place, "clips", index.clip_keys, shard_size)
+    captions = EmbeddingShards(place, "captions", index.captions, shard_size)
+    share = {"process_index": state.process_index, "num_processes": state.num_processes}
+    embed_clips(model, index.audio, clips.missing(**share), batch_size, num_workers, state.is_main_process)
+    embed_captions(model, index.captions, captions.missing(**share), batch_size, state.is_main_process)
+    return Embedded(teacher, processor, model.fingerprint, clips, captions)
+
+
+def label_pairs(
+    index: PairIndex, corpora: list[Embedded], unusable: set[int], how: Negatives, device: torch.device
+) -> dict[str, Labelled]:
+    """
+    Draw negatives and score every pair.
+
+    Args:
+        index (`PairIndex`): All clips and captions.
+        corpora (list of `Embedded`): From each teacher.
+        unusable (set of `int`): Clips without an embedding; their rows are left out.
+        how (`Negatives`): How negatives are drawn.
+        device (`torch.device`): Where products are computed.
+
+    Returns:
+        The pairs of each split that has any.
+    """
+    kept = {split: np.flatnonzero(~np.isin(rows[:, 0], list(unusable))) for split, rows in index.rows.items()}
+    kept = {split: numbers for split, numbers in kept.items() if len(numbers)}
+    if not kept:
+        raise ValueError("No row is left: not one clip can be read.")
+    pairs = {split: index.rows[split][numbers] for split, numbers in kept.items()}
+    audio = [corpus.clips.read()[0].to(device) for corpus in corpora]
+    text = [corpus.captions.read()[0].to(device) for corpus in corpora]
+    # Side by side, the product of two captions is the sum of their cosines from all teachers.
+    negatives = choose_negatives(index, pairs, torch.cat(text, dim=1), how)
+    captions = {split: np.column_stack([pairs[split][:, 1], negatives[split]]) for split in pairs}
+    clips = {split: np.repeat(pairs[split][:, 0], how.count + 1) for split in pairs}
+    joint = torch.from_numpy(np.column_stack([np.concatenate([*x.values()], axis=None) for x in (clips, captions)]))
+    cosines = np.stack([score_pairs(a, t, joint).double().cpu().numpy() for a, t in zip(audio, text, strict=True)])
+    ends = np.cumsum([captions[split].size for split in pairs])[:-1]
+    parts = zip(np.split(cosines, ends, axis=1), np.split(combine_teachers(cosines), ends), strict=True)
+    return {
+        split: Labelled(kept[split], array, part.reshape(len(part), *array.shape), labels.reshape(array.shape))
+        for (split, array), (part, labels) in zip(captions.items(), parts, strict=True)
+    }
+
+
+def make_splits(index: PairIndex, labelled: dict[str, Labelled], default_source: str) -> DatasetDict:
+    """The dataset: every row followed by its negatives, which have its id with a number, its sound and its source."""
+    splits = DatasetDict()
+    for split, part in labelled.items():
+        original = index.splits[split]
+        ids = list(original["id"])
+        sources = list(original["source"]) if "source" in original.column_names else [default_source] * len(original)
+        count = part.captions.shape[1]
+        pairs = original.select_columns(["audio"]).select(np.repeat(part.rows, count))
+        columns = {
+            "id": [ids[row] if n == 0 else f"{ids[row]}-negative{n}" for row in part.rows for n in range(count)],
+            "text": [index.captions[caption] for caption in part.captions.flat],
+            "label": part.labels.astype(np.float32).flatten(),
+            "source": [sources[row] or default_source for row in part.rows for _ in range(count)],
+            "is_negative": np.tile(np.arange(count) > 0, len(part.rows)),
+        }
+        for name, values in columns.items():
+            pairs = pairs.add_column(name, values, feature=FEATURES[name])
+        splits[split] = pairs
+    return splits
+
+
+def make_report(corpora: list[Embedded], labelled: dict[str, Labelled], left_out: list[str]) -> dict[str, Any]:
+    """How labels are distributed, how well they and each teacher tell positives from negatives, what is left out."""
+    teachers = []
+    for number, corpus in enumerate(corpora):
+        cosines = np.concatenate([part.cosines[number].flatten() for part in labelled.values()])
+        teachers.append(
+            {
+                "teacher": corpus.teacher,
+                "processor": corpus.processor,
+                "fingerprint": corpus.fingerprint,
+                "mean": round(float(cosines.mean()), 4),
+                "deviation": round(float(cosines.std()), 4),
+                "AUC": {split: part.auc(part.cosines[number]) for split, part in labelled.items()},
+            }
+        )
+    labels = [
+        {"split": split, "kind": kind, **describe(scores)}
+        for split, part in labelled.items()
+        for kind, scores in part.kinds(part.labels).items()
+    ]
+    separation = {split: part.auc(part.labels) for split, part in labelled.items()}
+    return {"teachers": teachers, "labels": labels, "AUC": separation, "left_out": left_out}
+
+
+def draw_histograms(labelled: dict[str, Labelled]) -> bytes:
+    """A PNG image: for each split, how the labels of positives and of negatives are distributed."""
+    figure = Figure(figsize=(7, 2.8 * len(labelled)), layout="constrained")
+    axes = figure.subplots(len(labelled), squeeze=False).flat
+    for axis, (split, part) in zip(axes, labelled.items(), strict=True):
+        bins = np.linspace(part.labels.min(), part.labels.max() + 1e-6, 61)
+        for kind, scores in part.kinds(part.labels).items():
+            if len(scores):
+                axis.hist(scores, bins, density=True, alpha=0.6, label=f"{kind} ({len(scores)})")
+        axis.set(title=split, xlabel="label", ylabel="density")
+        axis.legend()
+    image = io.BytesIO()
+    figure.savefig(image, dpi=100, format="png")
+    return image.getvalue()
+
+
+def summarize(report: dict[str, Any]) -> str:
+    """Tables of the labels and of the teachers, in Markdown."""
+    teachers = [{**row, "AUC": ", ".join(f"{s} {auc}" for s, auc in row["AUC"].items())} for row in report["teachers"]]
+    separation = ", ".join(f"{split} {auc}" for split, auc in report["AUC"].items())
+    return "\n".join(
+        [
+            format_table(report["labels"]),
+            "",
+            f"AUC of positives against negatives: {separation}; rows left out: {len(report['left_out'])}",
+            "",
+            format_table([{name: row[name] for name in ("teacher", "mean", "deviation", "AUC")} for row in teachers]),
+        ]
+    )
+
+
+def make_card(dataset: str, how: Negatives, summary: str) -> str:
+    """Text of the dataset's README.md."""
+    drawn = f"of the {how.hard_pool} nearest in the teacher's text space" if how.hard_pool else "at random"
+    return (
+        f"# Pseudo-labelled pairs\n\nThe clips and captions of `{dataset}`. `label` is the cosine that a CLAP teacher "
+        f"gives a pair; no listener was asked. For each caption of a clip, {how.count} captions of other clips of the "
+        f"split, drawn {drawn} (seed {how.seed}), are added with the labels that the teacher gives them and "
+        f"`is_negative`.\n\n{summary}\n\n![Distribution of the labels](labels.png)\n\nreport.json has the same "
+        "figures and lists what was left out.\n"
+    )
+
+
+def check_input(splits: DatasetDict, name: str, allow_missing: bool) -> None:
+    """Refuse a dataset without rows, with repeated ids, empty captions or, unless allowed, clips that are not there."""
+    if not any(map(len, splits.values())):
+        raise ValueError(f"{name}: has no rows.")
+    problems = [
+        f"{split}: {problem}"
+        for split, dataset in splits.items()
+        for problem in check_rows(dataset, check_files=not allow_missing)
+    ]
+    if problems:
+        remedy = "" if allow_missing else " (--allow-missing leaves out rows whose clip is gone)"
+        raise ValueError(f"{name}: {len(problems)} problems{remedy}:\n" + "\n".join(f"  {line}" for line in problems))
+
+
+def find_unusable(
+    index: PairIndex, corpora: list[Embedded], name: str, allow_missing: bool
+) -> tuple[set[int], list[str]]:
+    """
+    Clips that have no embedding, and a line for each of their rows.
+
+    Raises:
+        ValueError: There are such clips, and that is not allowed.
+    """
+    reasons = {clip: reason for corpus in corpora for clip, reason in corpus.clips.read()[1].items()}
+    lines = [
+        f"{split}: {index.splits[split][row]['id']}: {reasons[clip]}"
+        for split, rows in index.rows.items()
+        for row, clip in enumerate(rows[:, 0].tolist())
+        if clip in reasons
+    ]
+    if lines and not allow_missing:
+        raise ValueError(
+            f"{name}: {len(lines)} rows have a broken clip; repair or remove them, or leave them out with "
+            "--allow-missing:\n" + "\n".join(f"  {line}" for line in lines)
+        )
+    return set(reasons), lines
+
+
+def match_processors(teachers: list[str], processors: list[str]) -> list[tuple[str, str]]:
+    """Each teacher with the processor named for it, or with itself."""
+    if processors and len(processors) != len(teachers):
+        raise ValueError(
+            f'{len(teachers)} teachers and {len(processors)} processors: name one for each, "" for its own, or none.'
+        )
+    return [(teacher, name or teacher) for teacher, name in zip(teachers, processors or teachers, strict=True)]
+
+
+def main(
+    dataset: Annotated[str, typer.Argument(help="Folder or Hub id of captioned clips, as prepare_aac.py writes them.")],
+    teacher: Annotated[list[str], typer.Option(help="CLAP model, folder or Hub id; may be repeated.")],
+    processor: Annotated[
+        list[str] | None, typer.Option(help="Its processor, folder or Hub id. Default: the teacher's own.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the dataset.")] = Path("data/clap_pseudo"),
+    negatives: Annotated[int, typer.Option(min=0, help="Captions of other clips for each caption of a clip.")] = 3,
+    hard: Annotated[bool, typer.Option("--hard", help="Draw negatives near in the teacher's text space.")] = False,
+    hard_pool: Annotated[int, typer.Option(min=1, help="With --hard: draw from so many of the nearest.")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the negatives.")] = 0,
+    embeddings: Annotated[
+        Path | None, typer.Option(help="Folder of embeddings to continue and keep. Default: OUTPUT_embeddings.")
+    ] = None,
+    shard_size: Annotated[int, typer.Option(min=1, help="Clips or captions in a file of embeddings.")] = 1024,
+    batch_size: Annotated[int, typer.Option(min=1, help="Clips or captions in a pass of the teacher.")] = 16,
+    num_workers: Annotated[int, typer.Option(min=0, help="Processes that load audio, for each of the launched.")] = 0,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Leave out rows whose clip is gone or broken.")
+    ] = False,
+    embed_audio: Annotated[
+        bool,
+        typer.Option("--embed-audio", help="Put the sounds into the dataset, for each pair, not only their paths."),
+    ] = False,
+) -> None:
+    """Score captioned clips, with their own captions and with those of others, by CLAP teachers."""
+    names = match_processors(teacher, processor or [])
+    if hard and hard_pool < negatives:
+        raise ValueError(f"--hard-pool {hard_pool} is less than --negatives {negatives}.")
+    how = Negatives(negatives, hard_pool if hard else None, seed)
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=LONGEST_WAIT)
+    splits = load_pairs(dataset)
+    check_input(splits, dataset, allow_missing)
+    index = PairIndex(splits)
+    if state.is_main_process:
+        counts = f"{len(index.clip_keys)} clips, {len(index.captions)} captions, {state.num_processes} processes"
+        typer.echo(counts, err=True)
+    folder = embeddings or output.with_name(f"{output.name}_embeddings")
+    corpora = [embed_corpus(*name, index, folder, state, shard_size, batch_size, num_workers) for name in names]
+    state.wait_for_everyone()
+    if not state.is_main_process:
+        return
+    unusable, left_out = find_unusable(index, corpora, dataset, allow_missing)
+    labelled = label_pairs(index, corpora, unusable, how, state.device)
+    report = make_report(corpora, labelled, left_out)
+    save_dataset(
+        make_splits(index, labelled, Path(dataset).name),
+        output,
+        embed_audio=embed_audio,
+        card=make_card(dataset, how, summarize(report)),
+        attachments={
+            "report.json": json.dumps(report, indent=2, ensure_ascii=False),
+            "labels.png": draw_histograms(labelled),
+        },
+    )
+    typer.echo(f"{summarize(report)}\n\n{output}")
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(main)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
