@@ -36,7 +36,7 @@ import numpy as np
 import torch
 import typer
 from accelerate import PartialState
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict, Features, concatenate_datasets
 from matplotlib.figure import Figure
 
 from modeling_xacle.clap import (
@@ -347,8 +347,8 @@ def make_splits(index: PairIndex, labelled: dict[str, Labelled], default_source:
     splits = DatasetDict()
     for split, part in labelled.items():
         original = index.splits[split]
-        ids = list(original["id"])
-        sources = list(original["source"]) if "source" in original.column_names else [default_source] * len(original)
+        ids = original["id"][:]
+        sources = original["source"][:] if "source" in original.column_names else [default_source] * len(original)
         count = part.captions.shape[1]
         pairs = original.select_columns(["audio"]).select(np.repeat(part.rows, count))
         columns = {
@@ -358,9 +358,8 @@ def make_splits(index: PairIndex, labelled: dict[str, Labelled], default_source:
             "source": [sources[row] or default_source for row in part.rows for _ in range(count)],
             "is_negative": np.tile(np.arange(count) > 0, len(part.rows)),
         }
-        for name, values in columns.items():
-            pairs = pairs.add_column(name, values, feature=FEATURES[name])
-        splits[split] = pairs
+        labels = Dataset.from_dict(columns, features=Features({name: FEATURES[name] for name in columns}))
+        splits[split] = concatenate_datasets([pairs, labels], axis=1)
     return splits
 
 

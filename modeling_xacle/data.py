@@ -489,8 +489,9 @@ class PairCollator:
 
     def _load(self, row: Mapping[str, Any]) -> torch.Tensor:
         """The waveform `(samples,)`, cut or padded to the processor's length."""
+        extractor = self.processor.feature_extractor
         try:
-            return self.processor.feature_extractor.load(row["audio"])[0]
+            return extractor.fit(extractor.load(row["audio"])[0])
         except (ValueError, OSError) as error:
             error.add_note(f"in the pair {row['id']}")
             raise
