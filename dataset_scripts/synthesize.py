@@ -324,6 +324,8 @@ def synthesize(output: Path, seed: int, clips: int, rated: dict[str, int], worke
     Raises:
         ValueError: There is something else at the output.
     """
+    from modeling_xacle.data import replace_folder
+
     check_output(output)
     settings, planned = fingerprint(output, seed, clips, rated), plan_clips(clips, rated)
     if read_settings(output) == settings and all((output / clip.path).is_file() for clip in planned):
@@ -337,18 +339,8 @@ def synthesize(output: Path, seed: int, clips: int, rated: dict[str, int], worke
     annotations = list(tqdm(made, desc="clips", unit="clip", total=len(planned), disable=None))
     write_datasets(planned, annotations, seed, folder, output)
     write_whole(folder / "README.md", CORPUS_CARD)
-    put_in_place(folder, output)
+    replace_folder(folder, output)
     return True
-
-
-def put_in_place(folder: Path, output: Path) -> None:
-    """Move a finished folder to the output; an earlier one is moved away first and removed last."""
-    earlier = output.with_name(f".{output.name}.earlier")
-    shutil.rmtree(earlier, ignore_errors=True)
-    if output.exists():
-        output.rename(earlier)
-    folder.rename(output)
-    shutil.rmtree(earlier, ignore_errors=True)
 
 
 def summary(output: Path) -> str:

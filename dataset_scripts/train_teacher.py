@@ -4,8 +4,9 @@ Train a small CLAP teacher on any dataset of captioned clips, so that pseudo-lab
     python dataset_scripts/train_teacher.py data/aac -o runs/teacher
     python dataset_scripts/label_with_clap.py data/aac --teacher runs/teacher -o data/clap_pseudo
 
-The folder holds a `transformers.ClapModel` and its `ClapProcessor`. The model has 0.5 M parameters and hears 16 kHz: a
-stand-in for trying the chain and for comparing methods on synthetic sounds, no match for a published CLAP.
+The folder holds a `transformers.ClapModel` and its `ClapProcessor`. The model has 0.9 M parameters and hears 16 kHz: a
+stand-in for trying the chain and for comparing methods on synthetic sounds, no match for a published CLAP. Of a clip
+that is longer than 10 s, training hears the beginning.
 """
 
 import json
@@ -36,7 +37,7 @@ from transformers import (
 )
 
 from modeling_xacle.clap import ClapTeacher, ClipFeatures, PairIndex, separation_auc
-from modeling_xacle.data import check_rows, load_pairs
+from modeling_xacle.data import check_rows, load_pairs, replace_folder
 
 # In the order of the ids that ClapTextConfig takes for granted.
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>"]
@@ -269,14 +270,6 @@ def unfinished_folder(output: Path) -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
-def replace_folder(finished: Path, output: Path) -> None:
-    """Put a finished folder in its place; an earlier one is removed last."""
-    earlier = finished.with_name("earlier")
-    if output.exists():
-        output.rename(earlier)
-    finished.rename(output)
-
-
 def read_split(splits: DatasetDict, name: str, source: str) -> PairIndex:
     """The clips and captions of one split, checked."""
     if name not in splits:
@@ -335,7 +328,7 @@ def main(
         losses = train(model, processor, index, split, folder, num_workers, num_train_epochs=epochs, **settings)
         model.save_pretrained(folder / "teacher")
         processor.save_pretrained(folder / "teacher")
-        replace_folder(folder / "teacher", output)
+        replace_folder(folder / "teacher", output.absolute())
     typer.echo(f"loss: {losses[0]:.3f} in the first epoch, {losses[-1]:.3f} in the last")
     tested = test_split if test_split in splits else split
     index = index if tested == split else read_split(splits, tested, dataset)

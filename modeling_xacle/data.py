@@ -321,7 +321,7 @@ def save_dataset(
     for name, content in (attachments or {}).items():
         (partial / name).write_bytes(content.encode() if isinstance(content, str) else content)
     _write_card(partial / CARD, card or f"# {output.name}\n", list(splits))
-    _replace(partial, output)
+    replace_folder(partial, output)
 
 
 def _check_replaceable(output: Path) -> None:
@@ -387,7 +387,7 @@ def _checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _replace(partial: Path, output: Path) -> None:
+def replace_folder(partial: Path, output: Path) -> None:
     """Put the finished folder in its place; an earlier one is moved away first and removed last."""
     earlier = output.with_name(f".{output.name}.earlier")
     shutil.rmtree(earlier, ignore_errors=True)

@@ -11,7 +11,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="xacle-tests-")  # the user's own cache stays as it is
 
 import json
+import runpy
 import shutil
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +28,20 @@ from modeling_xacle.conversion import convert_tmu
 PARITY = Path(__file__).parent / "fixtures" / "parity"
 EXPECTED = json.loads((PARITY / "expected.json").read_text())
 SAMPLING_RATE = 16000
+
+
+def run_script(script, *arguments):
+    """Run a script in this process, which has the imports: its exit code, stdout and stderr."""
+    with (
+        redirect_stdout(StringIO()) as stdout,
+        redirect_stderr(StringIO()) as stderr,
+        pytest.MonkeyPatch.context() as patch,
+        pytest.raises(SystemExit) as end,
+    ):
+        patch.setattr(sys, "argv", [str(script), *map(str, arguments)])
+        runpy.run_path(str(script), run_name="__main__")
+    message = end.value.code if isinstance(end.value.code, str) else ""
+    return 1 if message else end.value.code, stdout.getvalue(), stderr.getvalue() + message
 
 
 def pytest_unconfigure():

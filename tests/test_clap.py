@@ -117,6 +117,18 @@ def test_clips_of_any_length_have_one_embedding_at_any_batch_size_and_in_any_com
     torch.testing.assert_close(expected.norm(dim=1), torch.ones(len(clips)))
 
 
+def test_no_window_counts_as_longer_for_a_model_with_fusion(clips):
+    teacher = make_teacher(fusion=True)
+    features, _ = clip_features(teacher.feature_extractor, clips[2], SAMPLING_RATE)
+    with torch.no_grad():
+        fused, plain = (
+            teacher.model.get_audio_features(features, is_longer=torch.tensor([[longer]])).pooler_output
+            for longer in (True, False)
+        )
+    torch.testing.assert_close(teacher.embed_audio([clips[2]], SAMPLING_RATE), plain)
+    assert (fused - plain).abs().max() > 1e-3
+
+
 def test_a_long_clip_is_the_mean_of_its_windows_weighted_by_length(teacher):
     clip = make_clip(2.5)
     windows = teacher.embed_audio([clip[:16000], clip[16000:32000], clip[32000:]], SAMPLING_RATE)

@@ -79,7 +79,7 @@ def test_interrupted_saving_keeps_the_earlier_dataset(tmp_path, rows, monkeypatc
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    for step in ("embed_table_storage", "_write_card", "_replace"):
+    for step in ("embed_table_storage", "_write_card", "replace_folder"):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(data, step, interrupt)
             save_dataset({"train": make_dataset(rows[:1])}, tmp_path / "out", embed_audio=True)

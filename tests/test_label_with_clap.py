@@ -7,14 +7,14 @@ import runpy
 import signal
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from conftest import run_script
 from test_clap import SAMPLING_RATE, make_clip, save_teacher
 
 from modeling_xacle.clap import ClapTeacher, separation_auc
@@ -28,18 +28,7 @@ TEXTS = [f"{subject} {verb}" for subject in SUBJECTS for verb in VERBS]
 functions = runpy.run_path(str(SCRIPT))
 
 
-def run(*arguments):
-    """Run the script in this process, which has the imports: its exit code, stdout and stderr."""
-    with (
-        redirect_stdout(StringIO()) as stdout,
-        redirect_stderr(StringIO()) as stderr,
-        pytest.MonkeyPatch.context() as patch,
-        pytest.raises(SystemExit) as end,
-    ):
-        patch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-    message = end.value.code if isinstance(end.value.code, str) else ""
-    return 1 if message else end.value.code, stdout.getvalue(), stderr.getvalue() + message
+run = partial(run_script, SCRIPT)
 
 
 def words(text):

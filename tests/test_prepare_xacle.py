@@ -2,16 +2,15 @@
 
 import csv
 import json
-import runpy
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from conftest import run_script
 
 from modeling_xacle.data import check_rows, load_pairs
 
@@ -27,18 +26,7 @@ AVERAGES = {"00000.wav": 9.25, "00001.wav": 0.75, "00002.wav": 5.75, "00003.wav"
 TEXTS = {name: f'A dog barks, then "scene" {number}' for number, name in enumerate(NAMES)}
 
 
-def run(*arguments):
-    """Run the script in this process, which has the imports: its exit code, stdout and stderr."""
-    with (
-        redirect_stdout(StringIO()) as stdout,
-        redirect_stderr(StringIO()) as stderr,
-        pytest.MonkeyPatch.context() as patch,
-        pytest.raises(SystemExit) as end,
-    ):
-        patch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-    message = end.value.code if isinstance(end.value.code, str) else ""
-    return 1 if message else end.value.code, stdout.getvalue(), stderr.getvalue() + message
+run = partial(run_script, SCRIPT)
 
 
 def write_csv(path, header, rows):

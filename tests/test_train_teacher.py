@@ -2,15 +2,14 @@
 
 import re
 import runpy
-import sys
-from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from conftest import run_script
 from torch.nn.functional import cross_entropy
 from transformers import AutoModel, AutoProcessor
 
@@ -23,18 +22,7 @@ KINDS = ["a low tone", "a high tone", "noise", "clicks"]
 functions = runpy.run_path(str(SCRIPT))
 
 
-def run(*arguments):
-    """Run the script in this process, which has the imports: its exit code, stdout and stderr."""
-    with (
-        redirect_stdout(StringIO()) as stdout,
-        redirect_stderr(StringIO()) as stderr,
-        pytest.MonkeyPatch.context() as patch,
-        pytest.raises(SystemExit) as end,
-    ):
-        patch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-    message = end.value.code if isinstance(end.value.code, str) else ""
-    return 1 if message else end.value.code, stdout.getvalue(), stderr.getvalue() + message
+run = partial(run_script, SCRIPT)
 
 
 def make_sound(kind, generator):
