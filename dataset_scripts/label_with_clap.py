@@ -48,7 +48,7 @@ from modeling_xacle.clap import (
     score_pairs,
     separation_auc,
 )
-from modeling_xacle.data import FEATURES, check_rows, load_pairs, save_dataset
+from modeling_xacle.data import FEATURES, check_replaceable, check_rows, load_pairs, save_dataset
 
 # One process may wait for another that has more left to do after an interruption.
 LONGEST_WAIT = timedelta(days=2)
@@ -506,6 +506,7 @@ def main(
     names = match_processors(teacher, processor or [])
     if hard and hard_pool < negatives:
         raise ValueError(f"--hard-pool {hard_pool} is less than --negatives {negatives}.")
+    check_replaceable(output)
     how = Negatives(negatives, hard_pool if hard else None, seed)
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=LONGEST_WAIT)
     splits = load_pairs(dataset)

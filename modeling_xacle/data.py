@@ -311,7 +311,7 @@ def save_dataset(
         FileNotFoundError: A sound to embed is missing.
     """
     output = Path(output).absolute()
-    _check_replaceable(output)
+    check_replaceable(output)
     columns = _all_columns(splits)
     partial = output.with_name(f".{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
@@ -324,7 +324,7 @@ def save_dataset(
     replace_folder(partial, output)
 
 
-def _check_replaceable(output: Path) -> None:
+def check_replaceable(output: Path) -> None:
     """Refuse to replace what is not a dataset of `save_dataset`, or holds files that somebody added."""
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return

@@ -400,3 +400,12 @@ def test_two_processes_give_what_one_gives(corpus, teacher_folder, labelled, tmp
 def test_help():
     code, stdout, _ = run("--help")
     assert code == 0 and "--allow-missing" in stdout and "--hard-pool" in stdout
+
+
+def test_an_output_that_cannot_be_replaced_is_refused_before_any_work(corpus, teacher_folder, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("mine")
+    code, _, stderr = run(corpus, "--teacher", teacher_folder, "-o", tmp_path / "out")
+    assert code == 1
+    assert "exists and is not a dataset" in stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
