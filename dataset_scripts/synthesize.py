@@ -149,11 +149,11 @@ def end_with_parent() -> None:
     threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
 
 
-def dataset_rows(annotations: list[dict[str, Any]], output: Path) -> list[dict[str, Any]]:
-    """Rows of the schema: one for each caption of a captioned clip, one for each rated pair."""
+def dataset_rows(annotations: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    """Rows of the schema, sounds in a folder: one for each caption of a captioned clip, one for each rated pair."""
     rows = []
     for annotation in annotations:
-        row = {"audio": str(output / annotation["audio"]), "source": "synthetic"}
+        row = {"audio": str(folder / annotation["audio"]), "source": "synthetic"}
         if "captions" in annotation:
             texts = enumerate(annotation["captions"])
             rows += [{**row, "id": f"{annotation['id']}-{number}", "text": text} for number, text in texts]
@@ -248,14 +248,18 @@ CORPUS_CARD = f"""# Synthetic corpus
 {WARNING}
 
 `aac/` has captioned clips, `xacle/` rated pairs, `wav/` the sounds of both; `{SETTINGS_FILE}` tells how it was made.
-The datasets hold absolute paths of the sounds: make the corpus anew rather than moving it.
+Unless made with `--embed-audio`, the datasets hold absolute paths of the sounds: make the corpus anew rather than
+moving it.
 """
 
 
-def write_datasets(clips: list[Clip], annotations: list[dict[str, Any]], seed: int, folder: Path, output: Path) -> None:
-    """Write `aac/` and `xacle/` to a folder that will be moved to `output`."""
+def write_datasets(
+    clips: list[Clip], annotations: list[dict[str, Any]], seed: int, folder: Path, output: Path, embed_audio: bool
+) -> None:
+    """Write `aac/` and `xacle/` to a folder that will be moved to `output`, where the paths of sounds point."""
     from modeling_xacle.data import make_dataset, save_dataset
 
+    sounds = folder if embed_audio else output  # what is embedded is read now
     for dataset, make_card in (("aac", aac_card), ("xacle", xacle_card)):
         splits: dict[str, list[dict[str, Any]]] = {}
         for clip, annotation in zip(clips, annotations, strict=True):
@@ -263,19 +267,27 @@ def write_datasets(clips: list[Clip], annotations: list[dict[str, Any]], seed: i
                 splits.setdefault(clip.split, []).append(annotation)
         lines = (json.dumps(annotation) + "\n" for part in splits.values() for annotation in part)
         save_dataset(
-            {split: make_dataset(dataset_rows(part, output)) for split, part in splits.items()},
+            {split: make_dataset(dataset_rows(part, sounds)) for split, part in splits.items()},
             folder / dataset,
+            embed_audio=embed_audio,
             card=make_card(seed, splits),
             attachments={"annotations.jsonl": "".join(lines)},
         )
 
 
-def fingerprint(output: Path, seed: int, clips: int, rated: dict[str, int]) -> dict[str, Any]:
+def fingerprint(output: Path, seed: int, clips: int, rated: dict[str, int], embed_audio: bool) -> dict[str, Any]:
     """All that the corpus's bytes depend on."""
     code = b"".join((Path(__file__).parent / name).read_bytes() for name in SOURCES)
     versions = {module.__name__: module.__version__ for module in (np, scipy, soundfile)}
     sizes = {"clips": clips, **{f"rated {split}": size for split, size in rated.items()}}
-    return {"output": str(output), "seed": seed, **sizes, "code": hashlib.sha256(code).hexdigest(), **versions}
+    return {
+        "output": str(output),
+        "seed": seed,
+        "embedded": embed_audio,
+        **sizes,
+        "code": hashlib.sha256(code).hexdigest(),
+        **versions,
+    }
 
 
 def read_settings(folder: Path) -> dict[str, Any] | None:
@@ -307,7 +319,9 @@ def write_whole(file: Path, content: str) -> None:
     unfinished.replace(file)
 
 
-def synthesize(output: Path, seed: int, clips: int, rated: dict[str, int], workers: int) -> bool:
+def synthesize(
+    output: Path, seed: int, clips: int, rated: dict[str, int], workers: int, embed_audio: bool = False
+) -> bool:
     """
     Make a corpus; it replaces an earlier one when it is complete.
 
@@ -317,6 +331,7 @@ def synthesize(output: Path, seed: int, clips: int, rated: dict[str, int], worke
         clips (`int`): Captioned clips.
         rated (`dict`): Rated pairs of each split.
         workers (`int`): Processes.
+        embed_audio (`bool`): Put the sounds into the tables too, for each of their rows.
 
     Returns:
         False if this very corpus was there already.
@@ -327,7 +342,7 @@ def synthesize(output: Path, seed: int, clips: int, rated: dict[str, int], worke
     from modeling_xacle.data import replace_folder
 
     check_output(output)
-    settings, planned = fingerprint(output, seed, clips, rated), plan_clips(clips, rated)
+    settings, planned = fingerprint(output, seed, clips, rated, embed_audio), plan_clips(clips, rated)
     if read_settings(output) == settings and all((output / clip.path).is_file() for clip in planned):
         return False
     folder = output.with_name(f".{output.name}.partial")
@@ -337,7 +352,7 @@ def synthesize(output: Path, seed: int, clips: int, rated: dict[str, int], worke
     write_whole(folder / SETTINGS_FILE, json.dumps(settings, indent=2) + "\n")
     made = make_clips(planned, seed, folder, workers)
     annotations = list(tqdm(made, desc="clips", unit="clip", total=len(planned), disable=None))
-    write_datasets(planned, annotations, seed, folder, output)
+    write_datasets(planned, annotations, seed, folder, output, embed_audio)
     write_whole(folder / "README.md", CORPUS_CARD)
     replace_folder(folder, output)
     return True
@@ -396,6 +411,9 @@ def main(
     rated_test: Rated = 800,
     workers: Annotated[int, typer.Option(min=1, help="Processes. The result does not depend on it.")] = os.cpu_count()
     or 1,
+    embed_audio: Annotated[
+        bool, typer.Option("--embed-audio", help="Put the sounds into the datasets too, not only their paths.")
+    ] = False,
     spectrograms: Annotated[
         Path | None,
         typer.Option(help="Also (or, without --output, only) write this PNG: one clip of each kind of event."),
@@ -410,7 +428,7 @@ def main(
     if output is not None:
         output = output.absolute()
         rated = {"train": rated_train, "validation": rated_validation, "test": rated_test}
-        made = synthesize(output, seed, clips, rated, workers)
+        made = synthesize(output, seed, clips, rated, workers, embed_audio)
         typer.echo(f"{output}: {'made' if made else 'already there, made with these settings'}\n{summary(output)}")
     if spectrograms is not None:
         draw_spectrograms(spectrograms.absolute(), seed)

@@ -26,7 +26,8 @@ app.add_typer(convert, name="convert")
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write; must not exist or be empty.")]
 Beats = Annotated[
-    Path | None, typer.Option(help="BEATs .pt file, for its settings. Default: the published BEATs iter3+ AS2M.")
+    str | None,
+    typer.Option(help="BEATs .pt file or a converted one, for its settings. Default: the published BEATs iter3+ AS2M."),
 ]
 Device = Annotated[
     str | None, typer.Option(help="cpu, cuda, cuda:1, mps, ... Default: an accelerator if there is one.")
@@ -81,7 +82,9 @@ def init(
 
 @app.command()
 def score(
-    pairs: Annotated[Path | None, typer.Argument(help="CSV file with an audio and a text column.")] = None,
+    pairs: Annotated[
+        Path | None, typer.Argument(help="CSV or JSON lines file with an audio and a text column.")
+    ] = None,
     audio: Annotated[Path | None, typer.Option(help="One sound, instead of a table.")] = None,
     text: Annotated[list[str] | None, typer.Option(help="Its caption; may be repeated.")] = None,
     audio_dir: Annotated[

@@ -276,6 +276,24 @@ def read_beats(path: str | Path) -> BeatsCheckpoint:
     return BeatsCheckpoint(config, state, classifier)
 
 
+def load_beats(source: str | Path) -> BeatsCheckpoint:
+    """
+    A BEATs encoder from a `.pt` file, or from the folder or Hub id of a converted one.
+
+    Raises:
+        ConversionError: Not BEATs.
+    """
+    if Path(source).is_file() or Path(source).suffix == ".pt":
+        return read_beats(source)
+    model_type = AutoConfig.from_pretrained(source).model_type
+    if model_type != BeatsConfig.model_type:
+        raise ConversionError(
+            f"{source} holds a {model_type} model; --beats takes a BEATs .pt file or a converted one."
+        )
+    model = BeatsModel.from_pretrained(source, dtype=torch.float32)
+    return BeatsCheckpoint(model.config, model.state_dict())
+
+
 def convert_beats(path: str | Path, output: str | Path) -> BeatsModel | BeatsForAudioClassification:
     """
     Convert a BEATs `.pt` file to a folder with the model (a classifier where the file was fine-tuned) and the feature
@@ -373,7 +391,8 @@ def convert_tmu(
         output (`str`): Folder to write.
         llm (`str`, *optional*): Folder or Hub id of the language model, for its config and tokenizer; by default what
             the source's config.json names.
-        beats (`str`, *optional*): The BEATs file, for its `cfg`; by default the published BEATs iter3+ AS2M settings.
+        beats (`str`, *optional*): What [`load_beats`] takes, for its settings; by default those of the published
+            BEATs iter3+ AS2M.
         revision (`str`, *optional*): Revision of a Hub id in `source`.
 
     Raises:
@@ -396,7 +415,7 @@ def convert_tmu(
     text_config.update({"vocab_size": token_ids["audio_token_id"] + 1, "dtype": torch.float32})
     text_config._name_or_path = provenance(llm)
     config = XacleConfig(
-        audio_config=read_beats(beats).config if beats else BeatsConfig(),
+        audio_config=load_beats(beats).config if beats else BeatsConfig(),
         text_config=text_config,
         num_audio_tokens=settings.get("num_audio_tokens", XacleConfig.num_audio_tokens),
         training_stage=3,
@@ -445,12 +464,12 @@ def build_model(
     An untrained alignment model from pretrained parts: where stage 1 starts. Projector and score head are random.
 
     Args:
-        beats (`str`): A BEATs `.pt` file, or a folder or Hub id of a converted one.
+        beats (`str`): What [`load_beats`] takes.
         llm (`str`): Folder or Hub id of a causal language model.
         seed (`int`): Of the random parts.
         config_fields: Fields of [`XacleConfig`] other than their defaults.
     """
-    tower = read_beats(beats) if Path(beats).is_file() else beats_from_folder(str(beats))
+    tower = load_beats(beats)
     if tower.classifier:
         logger.warning(f"{beats} was fine-tuned; its class predictor is left out.")
     unknown = sorted(set(config_fields) - {field.name for field in fields(XacleConfig)})
@@ -471,17 +490,6 @@ def build_model(
     load_exactly(model.audio_tower, tower.encoder, str(beats))
     load_exactly(model.language_model, language_model.state_dict(), llm)
     return model, tokenizer
-
-
-def beats_from_folder(folder: str) -> BeatsCheckpoint:
-    """Weights and config of a converted BEATs, from its folder or Hub id."""
-    model_type = AutoConfig.from_pretrained(folder).model_type
-    if model_type != BeatsConfig.model_type:
-        raise ConversionError(
-            f"{folder} holds a {model_type} model; --beats takes a BEATs .pt file or a converted one."
-        )
-    model = BeatsModel.from_pretrained(folder, dtype=torch.float32)
-    return BeatsCheckpoint(model.config, model.state_dict())
 
 
 def init_model(beats: str | Path, llm: str, output: str | Path, seed: int = 0, **config_fields: Any) -> XacleModel:

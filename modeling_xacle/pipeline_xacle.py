@@ -30,7 +30,7 @@ def window_spans(num_samples: int, window: int, hop: int) -> list[tuple[int, int
 
 
 def is_column(audio: Any) -> bool:
-    """Whether this is many clips: a list of them, or what `dataset["audio"]` gives."""
+    """Whether this is many clips or captions: a list of them, or what `dataset["audio"]` gives."""
     return is_batch(audio) or type(audio).__name__ == "Column"
 
 
@@ -195,7 +195,7 @@ class AudioTextAlignmentPipeline(Pipeline):
             found = f"the keys {sorted(inputs)}" if isinstance(inputs, Mapping) else f"a {type(inputs).__name__}"
             raise ValueError(f"An input must be a dict with `audio` and `text`, not {found}.")
         audio, text = inputs["audio"], inputs["text"]
-        is_list = is_batch(text)
+        is_list = is_column(text)
         captions = list(text) if is_list else [text]
         if not captions:
             raise ValueError("`text` is an empty list: give at least one caption.")

@@ -78,7 +78,7 @@ def score_table(
         writer.writeheader()
         while batch := list(islice(rows, batch_size)):
             items = [
-                {"audio": locate_audio(row[audio_column], table, audio_dir), "text": row[text_column]}
+                {"audio": locate_audio(str(row[audio_column]), table, audio_dir), "text": row[text_column]}
                 for _, row in batch
             ]
             results = score_items(align, items, batch_size=batch_size, **call_arguments)

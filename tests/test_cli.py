@@ -97,6 +97,14 @@ def test_table(model_folder, tmp_path, xacle):
     assert result[8]["notes"] == "resampled: 44100 Hz to 16000 Hz; mixed down: 2 channels to 1; cut: 12.3 s to 10 s"
 
 
+def test_json_lines(tmp_path, xacle):
+    table = tmp_path / "pairs.jsonl"
+    table.write_text(json.dumps({"audio": CLIP, "text": "beep"}) + "\n" + json.dumps({"audio": 7, "text": "beep"}))
+    message = xacle("score", table, "-o", tmp_path / "scores.csv", expect=1)
+    assert f"{table}, line 2: {tmp_path / '7'}: no such audio file" in message
+    assert len(read_table(tmp_path / "scores.csv")) == 1
+
+
 def test_a_bad_row_stops_a_table_after_the_rows_before_it(tmp_path, xacle):
     rows = [(CLIP, "beep")] * 8 + [(CLIP, " ")]
     table = write_table(tmp_path / "pairs.csv", rows, ("audio", "caption"))

@@ -312,6 +312,12 @@ def test_init_from_a_converted_encoder(tmp_path):
         assert torch.equal(tensor, expected[name]), name
 
 
+def test_settings_come_from_a_converted_encoder_too(tmp_path):
+    convert_beats(BEATS, tmp_path / "beats")
+    model = convert_tmu(PARITY, tmp_path / "model", llm=LLM, beats=tmp_path / "beats")
+    assert model.config.audio_config.relative_position_max_distance == 80
+
+
 def test_init_from_something_else(tmp_path):
     with pytest.raises(ConversionError, match="holds a qwen2 model"):
         build_model(LLM, LLM)

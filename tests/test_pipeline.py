@@ -96,6 +96,7 @@ def test_datasets(align, expected, tone):
     close(scores(align(dataset, batch_size=2)), expected)
     close(scores(align({"audio": dataset["audio"], "text": dataset["text"]})), expected)
     close(scores(align(dataset.to_iterable_dataset())), expected)
+    close(scores(align({"audio": CLIP, "text": dataset["text"]})), expected)
     close(scores(align(embedded.cast_column("audio", Audio(decode=False)))), expected)
     close(scores(align(dataset, num_workers=2, batch_size=2)), expected)
 

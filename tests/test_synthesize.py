@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -57,6 +58,18 @@ def annotations(split: str, count: int, seed: int = 0) -> list[dict]:
 
 
 # The corpus
+
+
+def test_embedded_sounds_need_no_folder(corpus, tmp_path):
+    output = tmp_path / "synthetic"
+    assert synthesize.synthesize(output, 0, CLIPS, RATED, workers=1, embed_audio=True)
+    moved = (output / "xacle").rename(tmp_path / "moved")
+    shutil.rmtree(output)
+    for name, there in load_pairs(corpus / "xacle").items():
+        alone = load_pairs(moved)[name]
+        assert alone["text"][:] == there["text"][:]
+        for row, original in zip(alone, there, strict=True):
+            assert row["audio"]["bytes"] == Path(original["audio"]["path"]).read_bytes()
 
 
 def test_help() -> None:
