@@ -9,7 +9,7 @@ import re
 import shutil
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -18,7 +18,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import torch
 from datasets import Audio, Dataset, DatasetDict, Features, List, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from datasets.table import embed_table_storage, table_cast
@@ -26,7 +25,6 @@ from huggingface_hub import metadata_load, metadata_save
 from tqdm import tqdm
 
 from .feature_extraction_xacle import load_waveform
-from .processing_xacle import XacleProcessor
 
 FEATURES = Features(
     {
@@ -422,6 +420,8 @@ def load_pairs(name_or_path: str | Path, split: str | None = None) -> DatasetDic
     except (DatasetGenerationError, pa.ArrowInvalid) as error:
         reason = error.__cause__ or error
         raise ValueError(f"{name_or_path}: a file is broken, or the splits' columns differ ({reason}).") from error
+    except ValueError as error:
+        raise ValueError(f"{name_or_path}: cannot be read, a split may be empty ({error}).") from error
     if split is None:
         return DatasetDict({name: _in_schema(dataset, name_or_path) for name, dataset in splits.items()})
     if split not in splits:
@@ -452,46 +452,3 @@ def _check_columns(dataset: Dataset, name: str | Path) -> None:
             f"{name}: no column {', '.join(missing)}; it has {', '.join(dataset.column_names)}. Rename its columns, or "
             "make it anew with a script of dataset_scripts/."
         )
-
-
-class PairCollator:
-    """
-    Turns rows of the schema into inputs of the model, for a `DataLoader` or `Trainer` (with
-    `remove_unused_columns=False`).
-
-    Args:
-        processor (`XacleProcessor`): Loads the sounds, computes their features, and builds the sequences.
-    """
-
-    def __init__(self, processor: XacleProcessor):
-        self.processor = processor
-
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """
-        A batch: `input_ids` and `attention_mask` of shape `(batch_size, sequence_length)`, `input_features` of shape
-        `(batch_size, num_frames, num_mel_bins)`, and, if the rows have labels, `labels` of shape `(batch_size,)`,
-        float32 in [-1, 1].
-
-        Raises:
-            ValueError: A sound or caption that the processor refuses, or labels that only some rows have; the row is
-                named.
-        """
-        waveforms = torch.stack([self._load(row) for row in rows])  # (B, samples)
-        batch = dict(self.processor(text=[row["text"] for row in rows]))
-        batch["input_features"] = self.processor.feature_extractor.log_mel(waveforms)  # -> (B, T, F)
-        labels = [row.get("label") for row in rows]
-        unlabelled = [row["id"] for row, label in zip(rows, labels, strict=True) if label is None]
-        if unlabelled and len(unlabelled) < len(rows):
-            raise ValueError(f"Pairs without a label among others that have one: {', '.join(unlabelled)}.")
-        if not unlabelled:
-            batch["labels"] = torch.tensor(labels, dtype=torch.float32)
-        return batch
-
-    def _load(self, row: Mapping[str, Any]) -> torch.Tensor:
-        """The waveform `(samples,)`, cut or padded to the processor's length."""
-        extractor = self.processor.feature_extractor
-        try:
-            return extractor.fit(extractor.load(row["audio"])[0])
-        except (ValueError, OSError) as error:
-            error.add_note(f"in the pair {row['id']}")
-            raise

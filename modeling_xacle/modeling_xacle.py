@@ -133,6 +133,18 @@ class XacleModel(XaclePreTrainedModel):
         self.score_head = XacleScoreHead(config)
         self.post_init()
 
+    def train(self, mode: bool = True) -> "XacleModel":
+        """
+        Training mode for the parts that are trained, evaluation mode (no dropout) for those whose weights are frozen.
+        Embeddings that are trained by themselves do not make the language model a trained part.
+        """
+        super().train(mode)
+        embeddings = {id(parameter) for parameter in self.get_input_embeddings().parameters()}
+        for part in self.children():
+            if not any(weight.requires_grad for weight in part.parameters() if id(weight) not in embeddings):
+                part.eval()
+        return self
+
     def get_input_embeddings(self) -> nn.Module:
         """Embeddings of the language model."""
         return self.language_model.get_input_embeddings()

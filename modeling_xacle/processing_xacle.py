@@ -149,19 +149,28 @@ class XacleProcessor(ProcessorMixin):
             of `input_ids`: the id where a token is to be predicted, -100 elsewhere.
         """
         features = self.feature_extractor(audio, sampling_rate, device=device)
-        prompt = self.audio_and_score_ids[:-1]
         if text is None:
-            return BatchFeature({**features, **self.pad([prompt] * len(features["input_features"]), device=device)})
+            prompts = [self.audio_and_score_ids[:-1]] * len(features["input_features"])
+            return BatchFeature({**features, **self.pad(prompts, device=device)})
         captions = list(text) if is_batch(text) else [text]
         self._check_pairs(len(captions), len(features["input_features"]))
-        end = [self.tokenizer.eos_token_id]
+        return BatchFeature({**features, **self.caption_sequences(captions, device=device)})
+
+    def caption_sequences(
+        self, captions: list[str], device: str | torch.device | None = None
+    ) -> dict[str, torch.Tensor]:
+        """
+        The part of [`~XacleProcessor.prepare_captioning`] that needs no sound: `input_ids`, `attention_mask` and
+        `labels` of shape `(batch_size, sequence_length)`.
+        """
+        prompt, end = self.audio_and_score_ids[:-1], [self.tokenizer.eos_token_id]
         targets = [
             self._encode(caption, add_special_tokens=False)[: self.max_text_tokens] + end for caption in captions
         ]
         batch = self.pad([prompt + target for target in targets], device=device)
         labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
         labels[:, : len(prompt)] = IGNORED
-        return BatchFeature({**features, **batch, "labels": labels})
+        return {**batch, "labels": labels}
 
     def tokenize_caption(self, caption: str) -> tuple[list[int], list[str]]:
         """

@@ -7,13 +7,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-import torch
 from datasets import Audio, Dataset, load_dataset
 
 from modeling_xacle import data
 from modeling_xacle.data import (
     FEATURES,
-    PairCollator,
     check_rows,
     clean_caption,
     find_column,
@@ -246,30 +244,3 @@ def test_tables_are_read_alike(tmp_path):
     assert find_column(columns, ["caption"], "t.csv", required=False) is None
     with pytest.raises(ValueError, match=r"t\.csv: no column caption or words; it has audio, text"):
         find_column(columns, ["caption", "words"], "t.csv")
-
-
-def test_collator_gives_what_the_processor_gives(processor, full_rows):
-    dataset = make_dataset(full_rows)
-    batch = PairCollator(processor)([dataset[0], dataset[2]])
-    expected = processor(
-        text=[full_rows[0]["text"], full_rows[2]["text"]], audio=[full_rows[0]["audio"], full_rows[2]["audio"]]
-    )
-    assert set(batch) == {*expected, "labels"}
-    for name, tensor in expected.items():
-        torch.testing.assert_close(batch[name], tensor, rtol=0, atol=0)
-    torch.testing.assert_close(batch["labels"], torch.tensor([0.5, 0.5]))
-
-
-def test_collator_and_labels(processor, model, rows, full_rows):
-    collate = PairCollator(processor)
-    assert "labels" not in collate(rows)
-    with pytest.raises(ValueError, match="without a label among others that have one: 0"):
-        collate([rows[0], full_rows[1]])
-    assert torch.isfinite(model(**collate(full_rows[:1])).loss)
-
-
-def test_collator_names_the_pair_with_a_broken_sound(processor, rows):
-    rows[1]["audio"] = {"bytes": b"no sound", "path": None}
-    with pytest.raises(ValueError, match="not audio") as error:
-        PairCollator(processor)(rows)
-    assert error.value.__notes__ == ["in the pair 1"]

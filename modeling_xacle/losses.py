@@ -1,0 +1,132 @@
+"""
+Losses over lists of pairs: ListNet and its relatives, over one process's list or over that of all processes.
+
+All take `logits` and `labels` of shape `(list_size,)` in label units (-1 not at all, 1 exactly) and give a scalar.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import distributed
+from torch.nn.functional import mse_loss
+
+# A loss of logits and labels, each of shape `(list_size,)`.
+ListLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def list_net_loss(
+    logits: torch.Tensor, labels: torch.Tensor, temperature: float = 1.0, one_sided: bool = False
+) -> torch.Tensor:
+    """
+    ListNet, top-one form (Cao et al. 2007, section 4): cross entropy of the softmax over the logits against the softmax
+    over the labels. Adding a constant to all logits changes nothing: it learns the order and distances, not the scale.
+
+    Args:
+        logits (`torch.Tensor` of shape `(list_size,)`): Predictions.
+        labels (`torch.Tensor` of shape `(list_size,)`): Targets.
+        temperature (`float`): Divides both sides, so that a perfect prediction is the minimum at any temperature. Below
+            1, the best pairs of a list count for more.
+        one_sided (`bool`): Divide the labels only, as the published code does: then the minimum is at
+            `labels / temperature`. At a temperature of 1 the two forms are the same.
+
+    ```python
+    >>> labels = torch.tensor([0.8, -0.2, -0.6])
+    >>> list_net_loss(labels + 5, labels) == list_net_loss(labels, labels)  # the least this list can have
+    tensor(True)
+    ```
+    """
+    targets = (labels / temperature).softmax(dim=0)
+    predictions = logits if one_sided else logits / temperature
+    return -(targets * predictions.log_softmax(dim=0)).sum()
+
+
+def list_net_mse_loss(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    temperature: float = 1.0,
+    one_sided: bool = False,
+    mse_weight: float = 1.0,
+) -> torch.Tensor:
+    """ListNet for the order, plus the mean squared error for the scale; arguments as in [`list_net_loss`]."""
+    return list_net_loss(logits, labels, temperature, one_sided) + mse_weight * mse_loss(logits, labels)
+
+
+def clipped_mse_loss(logits: torch.Tensor, labels: torch.Tensor, tolerance: float = 0.25) -> torch.Tensor:
+    """Mean squared error `(list_size,)` -> `()`, in which errors up to the tolerance count nothing."""
+    errors = (logits - labels).abs()
+    return torch.where(errors > tolerance, errors.square(), 0).mean()
+
+
+def difference_loss(logits: torch.Tensor, labels: torch.Tensor, margin: float = 0.1) -> torch.Tensor:
+    """
+    How far, beyond the margin, differences of two predictions are from the differences of their labels: mean over all
+    ordered pairs of a list `(list_size,)`, halved; the "contrastive" loss of UTMOS (arXiv 2204.02152, section 3.2).
+    """
+    predicted = logits[:, None] - logits  # (L,) -> (L, L)
+    actual = labels[:, None] - labels
+    return ((predicted - actual).abs() - margin).clamp(min=0).mean() / 2
+
+
+def clipped_contrastive_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """
+    [`clipped_mse_loss`] plus half of [`difference_loss`] on lists `(list_size,)`: the loss of the official baseline
+    (XACLE-Challenge/the_first_XACLE_challenge_baseline_model, `config.json`), without its weights for rare classes.
+    """
+    return clipped_mse_loss(logits, labels) + 0.5 * difference_loss(logits, labels)
+
+
+LOSSES = ("listnet", "listnet_mse", "mse", "clipped_contrastive")
+
+
+def get_loss(name: str, temperature: float = 1.0, one_sided: bool = False) -> ListLoss:
+    """
+    One of `LOSSES`, as a function of logits and labels of shape `(list_size,)`.
+
+    Args:
+        name (`str`): Its name.
+        temperature (`float`), one_sided (`bool`): Of ListNet; the others have none.
+
+    Raises:
+        ValueError: An unknown name, or a temperature that is not positive.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature={temperature} must be positive.")
+    losses: dict[str, ListLoss] = {
+        "listnet": partial(list_net_loss, temperature=temperature, one_sided=one_sided),
+        "listnet_mse": partial(list_net_mse_loss, temperature=temperature, one_sided=one_sided),
+        "mse": mse_loss,
+        "clipped_contrastive": clipped_contrastive_loss,
+    }
+    if name not in losses:
+        raise ValueError(f"There is no loss {name!r}: choose one of {', '.join(LOSSES)}.")
+    return losses[name]
+
+
+def gather_list(values: torch.Tensor) -> torch.Tensor:
+    """
+    The values of all processes, in the order of their ranks: `(list_size,)` -> `(num_processes * list_size,)`.
+    Gradients flow to the own part. Each process must bring equally many.
+    """
+    parts = [torch.empty_like(values) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(parts, values.detach().contiguous())
+    parts[distributed.get_rank()] = values
+    return torch.cat(parts)
+
+
+def global_list_loss(loss: ListLoss, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """
+    The loss over the list of all processes, for training that averages gradients over processes.
+
+    The value is that of the whole list. The gradient reaches the own part only, and is multiplied by the number of
+    processes, which their average divides it by: so N processes with lists of B / N take the step of one with B.
+
+    Args:
+        loss (`Callable`): One of this module.
+        logits (`torch.Tensor` of shape `(list_size,)`), labels (`torch.Tensor` of shape `(list_size,)`): Of this
+            process.
+    """
+    if not (distributed.is_initialized() and distributed.get_world_size() > 1):
+        return loss(logits, labels)
+    value = loss(gather_list(logits), gather_list(labels))
+    return value + (distributed.get_world_size() - 1) * (value - value.detach())

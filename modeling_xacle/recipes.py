@@ -1,0 +1,281 @@
+"""The three stages' recipes: what `run_stage.py` can be told, and what it does unless told otherwise."""
+
+import os
+import sys
+from argparse import ArgumentParser
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_origin
+
+import torch
+import yaml
+from accelerate.utils import parse_flag_from_env
+from transformers import HfArgumentParser, TrainingArguments
+
+from .losses import LOSSES
+
+STAGES = {1: "captioning", 2: "CLAP pseudo-labels", 3: "listeners' scores"}
+PARTS = ("projector", "score_head", "language_model", "audio_tower", "special_tokens")
+LIST_SCOPES = ("global", "local")
+CACHE_DTYPES = ("float32", "float16")
+
+
+@dataclass
+class StageArguments:
+    """What a stage does beyond `transformers.TrainingArguments`. Defaults that depend on the stage are in `RECIPES`."""
+
+    stage: int = field(metadata={"help": "1 captioning, 2 CLAP pseudo-labels, 3 listeners' scores."})
+    model: str = field(
+        default="",
+        metadata={"help": "Folder or Hub id to start from. Default: runs/stage<N-1>; of stage 1 runs/stage0."},
+    )
+    data: str = field(
+        default="",
+        metadata={"help": "Dataset, folder or Hub id. Default: data/aac, data/clap_pseudo or data/xacle, by stage."},
+    )
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    validation_split: str = field(
+        default="validation", metadata={"help": "Split by which the best checkpoint is chosen."}
+    )
+    train: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": f"Parts that are trained: {', '.join(PARTS)}. Default: projector and language_model in stage 1, "
+            "projector and score_head in stages 2 and 3."
+        },
+    )
+    lora_rank: int = field(
+        default=0,
+        metadata={"help": "Train LoRA adapters of this rank in the language model, merged at the end. 0: none."},
+    )
+    loss: str = field(default="listnet", metadata={"help": f"Stages 2 and 3: {', '.join(LOSSES)}."})
+    temperature: float = field(default=1.0, metadata={"help": "ListNet's temperature."})
+    one_sided: bool = field(
+        default=False, metadata={"help": "Let the temperature divide the labels only, as the published code does."}
+    )
+    list_scope: str = field(
+        default="global",
+        metadata={"help": "A list of the loss spans the batches of all processes (global) or of one (local)."},
+    )
+    mask_mel_bins: int = field(
+        default=0, metadata={"help": "SpecAugment: widest mask in mel bins. Default: 15 in stage 3."}
+    )
+    mask_frames: int = field(
+        default=0, metadata={"help": "SpecAugment: widest mask in frames. Default: 30 in stage 3."}
+    )
+    patience: int = field(
+        default=0,
+        metadata={
+            "help": "Stop when validation has not improved for so many evaluations. 0: never. Default: 20 in stage 3."
+        },
+    )
+    calibrate: bool = field(
+        default=False, metadata={"help": "Fit the 0-10 scale on the validation split at the end. Default: in stage 3."}
+    )
+    cache_audio_features: bool = field(
+        default=False, metadata={"help": "Encode each clip once, and train from the stored features."}
+    )
+    cache_dir: str = field(default="data/feature_cache", metadata={"help": "Folder of the stored features."})
+    cache_dtype: str = field(
+        default="float32", metadata={"help": f"Of the stored features: {' or '.join(CACHE_DTYPES)}."}
+    )
+    augmented_views: int = field(
+        default=0, metadata={"help": "Store so many augmented views of each clip, of which an epoch sees one."}
+    )
+    num_sample_captions: int = field(
+        default=4, metadata={"help": "Stage 1: clips of the validation split captioned at every evaluation."}
+    )
+    num_processes: int = field(
+        default=0, metadata={"help": "Refuse to run with another number of processes than this. 0: any."}
+    )
+    restart: bool = field(
+        default=False,
+        metadata={"help": "Delete the checkpoints of an earlier run in the output folder and start anew."},
+    )
+
+    def __post_init__(self):
+        self._check_types()
+        unknown = [part for part in self.train if part not in PARTS]
+        if unknown:
+            raise ValueError(f"--train {' '.join(unknown)}: choose among {', '.join(PARTS)}.")
+        for name, choices in {"loss": LOSSES, "list_scope": LIST_SCOPES, "cache_dtype": CACHE_DTYPES}.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"--{name} {getattr(self, name)}: choose one of {', '.join(choices)}.")
+        if not self.temperature > 0:
+            raise ValueError(f"--temperature {self.temperature}: must be positive.")
+        self._check_combinations()
+        self._check_cache()
+
+    def _check_types(self) -> None:
+        """The values of a file may have any type."""
+        for entry in fields(self):
+            value, kind = getattr(self, entry.name), get_origin(entry.type) or entry.type
+            if not isinstance(value, (int, float) if kind is float else kind):
+                raise ValueError(
+                    f"--{entry.name} {value}: must be of type {kind.__name__}, not {type(value).__name__}."
+                )
+            if kind is int and value < 0:
+                raise ValueError(f"--{entry.name} {value}: must not be negative.")
+
+    def _check_combinations(self) -> None:
+        if self.lora_rank and "language_model" in self.train:
+            raise ValueError(
+                "--lora_rank trains adapters of a frozen language model: leave language_model out of --train "
+                "(--train projector)."
+            )
+        if self.stage == 1 and "score_head" in self.train:
+            raise ValueError(
+                "--train score_head: captioning (stage 1) does not use the score head, leave it out of --train."
+            )
+        if self.stage == 1 and self.calibrate:
+            raise ValueError("--calibrate: captioning (stage 1) gives no scores, leave it to stages 2 and 3.")
+
+    def _check_cache(self) -> None:
+        if self.augmented_views and not self.cache_audio_features:
+            raise ValueError("--augmented_views are stored features: add --cache_audio_features.")
+        if self.augmented_views and not self.augments:
+            raise ValueError("--augmented_views needs SpecAugment: add --mask_mel_bins 15 --mask_frames 30.")
+        if self.cache_audio_features and "audio_tower" in self.train:
+            raise ValueError("--cache_audio_features needs a frozen encoder: leave audio_tower out of --train.")
+        if self.cache_audio_features and self.augments and not self.augmented_views:
+            raise ValueError(
+                "--cache_audio_features stores clips as they are, but SpecAugment is on: store augmented views too "
+                "(--augmented_views 8), or switch it off (--mask_mel_bins 0 --mask_frames 0)."
+            )
+
+    @property
+    def augments(self) -> bool:
+        """Whether SpecAugment masks anything."""
+        return self.mask_mel_bins > 0 or self.mask_frames > 0
+
+
+# Pairs of a list, over all processes (arXiv 2602.00604, stages 2 and 3; the paper gives none for stage 1).
+BATCH_SIZE = 16
+
+# Of arXiv 2602.00604 and its released code, where they say something.
+COMMON = {
+    "weight_decay": 0.01,
+    "max_grad_norm": 1.0,
+    "lr_scheduler_type": "cosine_with_min_lr",
+    "lr_scheduler_kwargs": {"min_lr_rate": 0.01},
+    "per_device_eval_batch_size": 16,
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "save_total_limit": 3,
+    "logging_steps": 10,
+    "logging_first_step": True,
+    "logging_nan_inf_filter": False,
+    "report_to": ["tensorboard"],
+    "remove_unused_columns": False,
+    "ddp_find_unused_parameters": False,
+    "ddp_timeout": 86_400,
+}
+RECIPES: dict[int, dict[str, Any]] = {
+    1: {
+        "num_train_epochs": 3,
+        "learning_rate": 1e-5,
+        "metric_for_best_model": "loss",
+        "data": "data/aac",
+        "train": ["projector", "language_model"],
+    },
+    2: {
+        "num_train_epochs": 20,
+        "learning_rate": 1e-5,
+        "dataloader_drop_last": True,
+        "metric_for_best_model": "srcc",
+        "data": "data/clap_pseudo",
+        "train": ["projector", "score_head"],
+    },
+    3: {
+        "num_train_epochs": 150,
+        "learning_rate": 6.2e-6,
+        "dataloader_drop_last": True,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "srcc",
+        "data": "data/xacle",
+        "train": ["projector", "score_head"],
+        "mask_mel_bins": 15,
+        "mask_frames": 30,
+        "patience": 20,
+        "calibrate": True,
+    },
+}
+
+
+def recipe(stage: int) -> dict[str, Any]:
+    """Defaults of a stage, of both kinds of arguments."""
+    gpu = torch.accelerator.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
+    return {
+        **COMMON,
+        **RECIPES[stage],
+        "model": f"runs/stage{stage - 1}",
+        "output_dir": f"runs/stage{stage}",
+        "use_cpu": not gpu,
+        "bf16": gpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+        "dataloader_num_workers": min(8, os.cpu_count() or 1) if gpu else 0,
+        "dataloader_pin_memory": gpu,
+        "per_device_train_batch_size": share_of_batch(int(os.environ.get("WORLD_SIZE", 1))),
+    }
+
+
+def share_of_batch(num_processes: int) -> int:
+    """Pairs of one process, so that all processes together have the published batch, or the next larger."""
+    return -(-BATCH_SIZE // num_processes)
+
+
+def read_settings(path: str) -> dict[str, Any]:
+    """Settings of a YAML or JSON file, by the names of the flags."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"--config {path}: no such file.")
+    try:
+        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"--config {path}: neither YAML nor JSON ({error}).") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"--config {path}: names and values are needed, such as `stage: 3`.")
+    known = {entry.name for kind in (StageArguments, TrainingArguments) for entry in fields(kind) if entry.init}
+    unknown = [str(name) for name in settings if name not in known]
+    if unknown:
+        raise ValueError(f"--config {path}: there is no setting {', '.join(unknown)}; `--help` lists them.")
+    return settings
+
+
+def stage_and_settings(arguments: list[str]) -> tuple[int | None, dict[str, Any], list[str]]:
+    """The stage, the settings of the file given by `--config`, and the arguments without these two flags."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--stage", type=int)
+    parser.add_argument("--config")
+    known, rest = parser.parse_known_args(arguments)
+    settings = read_settings(known.config) if known.config is not None else {}
+    stage = known.stage if known.stage is not None else settings.get("stage")
+    if stage is not None and stage not in STAGES:
+        raise ValueError(f"--stage {stage}: the stages are {', '.join(f'{n} ({what})' for n, what in STAGES.items())}.")
+    return stage, settings, rest
+
+
+def parse_arguments(arguments: list[str] | None = None) -> tuple[StageArguments, TrainingArguments]:
+    """
+    Arguments of a stage, by default those of the command line. A flag wins over the file given by `--config`, and that
+    over the stage's recipe.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: Settings that are unknown, out of range or do not go together.
+    """
+    stage, settings, rest = stage_and_settings(sys.argv[1:] if arguments is None else arguments)
+    parser = HfArgumentParser(
+        (StageArguments, TrainingArguments), allow_abbrev=False, description="Train one stage of the alignment model."
+    )
+    parser.add_argument("--config", help="YAML or JSON file of settings, by the names of the flags.")
+    if stage is not None:
+        parser.set_defaults(**{**recipe(stage), **settings})
+        rest = ["--stage", str(stage), *rest]
+    stage_arguments, training_arguments, *_, unknown = parser.parse_args_into_dataclasses(
+        rest, return_remaining_strings=True, look_for_args_file=False
+    )
+    if unknown:
+        raise ValueError(f"There is no setting {' '.join(unknown)}; `--help` lists them.")
+    schedule, settings_of_schedule = training_arguments.lr_scheduler_type, training_arguments.lr_scheduler_kwargs
+    if "min_lr" not in schedule and settings_of_schedule == COMMON["lr_scheduler_kwargs"]:
+        training_arguments.lr_scheduler_kwargs = None  # the recipe's are of its own schedule
+    return stage_arguments, training_arguments

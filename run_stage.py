@@ -1,0 +1,60 @@
+"""
+Train one stage of the alignment model: 1 captioning, 2 CLAP pseudo-labels, 3 listeners' scores.
+
+    accelerate launch run_stage.py --stage 3
+    accelerate launch --config_file accelerate_configs/multi_gpu.yaml run_stage.py --stage 2 --cache_audio_features true
+    python run_stage.py --config my_stage.yaml --learning_rate 1e-4
+
+Each stage starts from the folder of the one before (runs/stage0 is what `xacle init` built), reads its default dataset
+(data/aac, data/clap_pseudo, data/xacle), follows the published recipe (arXiv 2602.00604) unless told otherwise, and
+ends in runs/stage<N>, which `pipeline("audio-text-alignment")` loads. A run that was interrupted goes on from its last
+checkpoint when the same command is given again. `--help` lists all settings; any of `transformers.TrainingArguments` is
+one.
+"""
+
+import sys
+
+from transformers import set_seed
+
+from modeling_xacle.recipes import parse_arguments
+from modeling_xacle.reporting import write_report
+from modeling_xacle.training import (
+    calibrate,
+    check_processes,
+    choose_trained,
+    find_checkpoint,
+    load_splits,
+    load_start,
+    make_trainer,
+    push,
+    save_result,
+    total_batch_size,
+    train,
+)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Arguments, data, model, trainer; train, evaluate, save."""
+    stage, args = parse_arguments(arguments)
+    check_processes(stage, args)
+    train_split, validation_split = load_splits(stage, total_batch_size(args))
+    checkpoint = find_checkpoint(stage, args)
+    model, processor = load_start(stage)
+    set_seed(args.seed)
+    model = choose_trained(model, stage)
+    trainer = make_trainer(stage, args, model, processor, train_split, validation_split)
+    train(trainer, checkpoint)
+    if stage.calibrate:
+        calibrate(trainer)
+    metrics = trainer.evaluate()
+    save_result(trainer, stage)
+    write_report(trainer, stage, metrics)
+    if args.push_to_hub:
+        push(trainer)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
