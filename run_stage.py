@@ -17,7 +17,7 @@ import sys
 from transformers import set_seed
 
 from modeling_xacle.recipes import parse_arguments
-from modeling_xacle.reporting import write_report
+from modeling_xacle.cards import write_report
 from modeling_xacle.training import (
     calibrate,
     check_processes,

@@ -1,4 +1,4 @@
-"""Pictures and texts of a run: training curves, the model card."""
+"""What a training run leaves for people: curves, and the model card."""
 
 from collections import Counter
 from collections.abc import Mapping
