@@ -16,8 +16,8 @@ import sys
 
 from transformers import set_seed
 
-from modeling_xacle.recipes import parse_arguments
 from modeling_xacle.cards import write_report
+from modeling_xacle.recipes import parse_arguments
 from modeling_xacle.training import (
     calibrate,
     check_processes,
@@ -57,4 +57,4 @@ if __name__ == "__main__":
     try:
         main()
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit("\n".join([f"error: {error}", *getattr(error, "__notes__", [])]))

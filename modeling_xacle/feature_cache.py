@@ -116,8 +116,8 @@ class AudioFeatureCache:
 
     def load(self, audio: Mapping[str, Any], seed: int | None = None) -> torch.Tensor:
         """
-        Features `(num_audio_tokens, audio_hidden_size)` of a clip `{"bytes", "path"}`, float32: of the clip as it is,
-        or of the augmented view that the seed chooses, if there are any.
+        Features of a clip `{"bytes", "path"}`, float32 of shape `(num_audio_tokens, audio_hidden_size)`: of the clip as
+        it is, or of the augmented view that the seed chooses, if there are any.
 
         Raises:
             FileNotFoundError: There is no such sound, or it was not encoded.

@@ -48,7 +48,10 @@ def list_net_mse_loss(
     one_sided: bool = False,
     mse_weight: float = 1.0,
 ) -> torch.Tensor:
-    """ListNet for the order, plus the mean squared error for the scale; arguments as in [`list_net_loss`]."""
+    """
+    ListNet for the order, plus the mean squared error for the scale, on lists `(list_size,)`; arguments as in
+    [`list_net_loss`].
+    """
     return list_net_loss(logits, labels, temperature, one_sided) + mse_weight * mse_loss(logits, labels)
 
 

@@ -32,6 +32,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
 from .batches import AudioCollator, CaptionCollator, PairCollator, SpecAugment, TrainingRows
+from .calibration import fit_calibration
 from .configuration_xacle import XacleConfig
 from .data import check_rows, load_pairs
 from .feature_cache import AudioFeatureCache
@@ -59,12 +60,16 @@ TRAINING_FIELDS = (
     "lr_scheduler_kwargs",
     "warmup_steps",
     "optim",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
     "seed",
+    "data_seed",
     "bf16",
     "fp16",
 )
-# Settings of a stage that do not change its weights, or by no more than rounding.
-FREE_FIELDS = {"cache_audio_features", "cache_dir", "num_sample_captions", "num_processes", "restart"}
+# Settings of a stage that change its weights by no more than rounding.
+FREE_FIELDS = {"cache_audio_features", "cache_dir", "cache_dtype", "num_sample_captions", "num_processes", "restart"}
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Start: the model, the data, what is trained
@@ -75,7 +80,8 @@ def check_processes(stage: StageArguments, args: TrainingArguments) -> None:
     Refuse to train several copies where one run on several processes was meant.
 
     Raises:
-        ValueError: The launcher started more processes than train together, or not as many as asked for.
+        ValueError: The launcher started more processes than train together, or not as many as asked for; or one
+            process would use several GPUs.
     """
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if launched != args.world_size:
@@ -87,6 +93,11 @@ def check_processes(stage: StageArguments, args: TrainingArguments) -> None:
         raise ValueError(
             f"--num_processes {stage.num_processes}, but {args.world_size} train together. Launch with a file of "
             "accelerate_configs/; `accelerate launch --cpu --num_processes N` starts one process only."
+        )
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"One process would share its batch among {args.n_gpu} GPUs: launch one for each with `accelerate launch`, "
+            "or set CUDA_VISIBLE_DEVICES=0."
         )
 
 
@@ -180,6 +191,8 @@ def choose_trained(model: PreTrainedModel, stage: StageArguments) -> nn.Module:
     if "special_tokens" in stage.train and "language_model" not in stage.train:
         special_ids = [config.audio_start_token_id, config.audio_end_token_id, config.score_token_id]
     model.requires_grad_(False)
+    if not stage.train and not stage.lora_rank:
+        raise ValueError("There is nothing to train: name parts with --train, or give --lora_rank.")
     if stage.lora_rank:
         model = _with_adapters(model, modules, stage.lora_rank, special_ids)
     else:
@@ -247,7 +260,7 @@ class FiniteLossCallback(TrainerCallback):
         if not math.isfinite(loss):
             raise ValueError(
                 f"The loss is {loss} at step {state.global_step}: lower --learning_rate, or look for broken sounds or "
-                "labels. The last checkpoint is from before."
+                "labels. Checkpoints since the loss was last logged are of no use."
             )
 
 
@@ -438,6 +451,11 @@ def make_trainer(
     rows = TrainingRows(train, args.seed)
     callbacks: list[TrainerCallback] = [EpochCallback(rows), FiniteLossCallback()]
     if stage.patience:
+        if args.eval_strategy != args.save_strategy or args.eval_strategy == "no":
+            raise ValueError(
+                "--patience needs a checkpoint at each evaluation: give --eval_strategy and --save_strategy the same, "
+                "epoch or steps, or switch it off with --patience 0."
+            )
         args.load_best_model_at_end = True
         callbacks.append(EarlyStoppingCallback(stage.patience))
     collator: type[AudioCollator] = CaptionCollator if stage.stage == 1 else PairCollator
@@ -481,7 +499,8 @@ def find_checkpoint(stage: StageArguments, args: TrainingArguments) -> Path | No
         ValueError: The output folder holds a run with other settings; they are listed.
     """
     output = Path(args.output_dir)
-    checkpoints = sorted(output.glob("checkpoint-*"), key=lambda path: int(path.name.removeprefix("checkpoint-")))
+    checkpoints = [path for path in output.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    checkpoints.sort(key=lambda path: int(path.name.removeprefix("checkpoint-")))
     with args.main_process_first(desc="checkpoints"):
         if stage.restart:
             for checkpoint in checkpoints:
@@ -548,24 +567,6 @@ def train(trainer: StageTrainer, checkpoint: Path | None) -> None:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The end
-
-
-def fit_calibration(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """
-    Scale and offset by which `scale * logits + offset` is nearest to the labels in the mean square.
-
-    Args:
-        logits (`np.ndarray` of shape `(num_pairs,)`), labels (`np.ndarray` of shape `(num_pairs,)`): Of validation.
-
-    Raises:
-        ValueError: The logits do not rise with the labels; a calibration would reverse their order.
-    """
-    logits, labels = logits.astype(np.float64), labels.astype(np.float64)
-    variance = logits.var()
-    scale = float(((logits - logits.mean()) * (labels - labels.mean())).mean() / variance) if variance > 0 else 0.0
-    if not scale > 0:
-        raise ValueError(f"The logits do not rise with the labels (slope {scale:.3g}): there is nothing to calibrate.")
-    return scale, float(labels.mean() - scale * logits.mean())
 
 
 def calibrate(trainer: PairTrainer) -> None:

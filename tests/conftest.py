@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import multiprocessing
 from transformers import AutoModel, AutoProcessor, pipeline
 
 from modeling_xacle.conversion import convert_tmu
@@ -42,6 +43,17 @@ def run_script(script, *arguments):
         runpy.run_path(str(script), run_name="__main__")
     message = end.value.code if isinstance(end.value.code, str) else ""
     return 1 if message else end.value.code, stdout.getvalue(), stderr.getvalue() + message
+
+
+def run_processes(function, *arguments, count=2, seconds=60):
+    """Run a function of a rank and further arguments in several real processes, to their end."""
+    context = multiprocessing.spawn(function, arguments, nprocs=count, join=False)
+    try:
+        ended = any(context.join(timeout=seconds) for _ in range(count))  # each returns when another process has ended
+        assert ended, "the processes did not end"
+    finally:
+        for process in context.processes:
+            process.kill()
 
 
 def pytest_unconfigure():

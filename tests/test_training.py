@@ -433,6 +433,18 @@ def test_a_checkpoint_of_another_architecture_is_refused(pairs, tmp_path):
         run_stage.main(command(3, pairs, ROOT / "tests/fixtures/parity/llm", tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--eval_strategy", "no"], "--patience needs a checkpoint at each evaluation"),
+        (["--eval_strategy", "steps", "--eval_steps", "1"], "--patience needs a checkpoint at each evaluation"),
+    ],
+)
+def test_settings_that_do_not_go_together(pairs, model_folder, tmp_path, more, message):
+    with pytest.raises(ValueError, match=message):
+        run_stage.main([*command(2, pairs, model_folder, tmp_path, "--patience", 3), *more])
+
+
 def test_a_loss_that_is_no_number_ends_the_run(pairs, model_folder, tmp_path):
     with pytest.raises(ValueError, match=r"(loss is nan|loss is inf|not finite).*lower --learning_rate"):
         run_stage.main(command(3, pairs, model_folder, tmp_path, "--learning_rate", 1e30, "--logging_steps", 1))

@@ -1,0 +1,323 @@
+"""
+Train the two pretrained parts of an alignment model from captioned clips, where BEATs and Qwen2.5 cannot be downloaded.
+
+    python dataset_scripts/train_parts.py data/aac -o runs/parts
+    xacle init --beats runs/parts/beats --llm runs/parts/llm -o runs/stage0
+
+`beats` is a `BeatsModel` of 1.4 M parameters, trained to tell which words the captions of a clip use; `llm` is a Qwen2
+of 0.7 M parameters with its own tokenizer, trained on the captions alone. Neither knows anything beyond these clips:
+stand-ins for trying the chain and for comparing methods on synthetic sounds. Of a clip that is longer than 10 s,
+training hears the beginning.
+"""
+
+import json
+import math
+import re
+import sys
+from collections import Counter
+from contextlib import redirect_stdout
+from copy import deepcopy
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+from train_teacher import read_split, training_arguments, unfinished_folder
+from transformers import (
+    DataCollatorForLanguageModeling,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2Tokenizer,
+    Trainer,
+    set_seed,
+)
+
+from modeling_xacle.clap import PairIndex, separation_auc
+from modeling_xacle.configuration_xacle import BeatsConfig
+from modeling_xacle.conversion import save_folder
+from modeling_xacle.data import load_pairs, replace_folder
+from modeling_xacle.feature_extraction_xacle import XacleFeatureExtractor
+from modeling_xacle.modeling_beats import BeatsForAudioClassification, BeatsModel
+
+NUM_MEL_BINS = 32
+MAX_TEXT_TOKENS = 1024
+MODEL_TYPES = {"beats": "xacle_beats", "llm": "qwen2"}
+
+
+def make_encoder() -> BeatsModel:
+    """
+    A small BEATs with random weights: 62 time steps of 2 patches make 124 tokens of 10 s.
+
+    Two rows of patches, not BEATs's eight: it tells a patch nothing of its place in the spectrum, and thousands of
+    clips, not millions, must suffice to learn it from the neighbours. The bias lets the level of a patch survive the
+    norm.
+    """
+    config = BeatsConfig(
+        num_mel_bins=NUM_MEL_BINS,
+        patch_embedding_size=128,
+        patch_embedding_bias=True,
+        hidden_size=160,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=640,
+        conv_position_kernel_size=31,
+        conv_position_groups=10,
+        relative_position_num_buckets=64,
+        relative_position_max_distance=256,
+    )
+    return BeatsModel(config)
+
+
+def add_classifier(encoder: BeatsModel, targets: np.ndarray) -> BeatsForAudioClassification:
+    """
+    A classifier around the encoder, which it trains in place; the encoder's own config knows nothing of the words. It
+    starts with the probability of each word, from targets of shape `(num_clips, num_words)`.
+    """
+    config = deepcopy(encoder.config)
+    config.num_labels = targets.shape[1]
+    classifier = BeatsForAudioClassification(config)
+    classifier.model = encoder
+    classifier.classifier.bias.data = torch.from_numpy(targets.mean(axis=0)).logit()
+    return classifier
+
+
+def make_tokenizer(captions: list[str], vocab_size: int) -> Qwen2Tokenizer:
+    """
+    Qwen's byte-level BPE, learned from the captions. It keeps upper case: whatever a folder of a Qwen2 model says,
+    `AutoTokenizer` takes Qwen's own normalizer (transformers 5.23, `tokenization_auto.py`).
+    """
+    tokenizer = Qwen2Tokenizer(eos_token="<|im_end|>", model_max_length=MAX_TEXT_TOKENS)
+    return tokenizer.train_new_from_iterator(captions, vocab_size, show_progress=False)
+
+
+def make_language_model(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
+    """A small Qwen2 with random weights."""
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=384,
+        max_position_embeddings=MAX_TEXT_TOKENS,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return Qwen2ForCausalLM(config)
+
+
+def words_of_clips(index: PairIndex) -> list[set[str]]:
+    """For each clip, the lower-cased words of all its captions."""
+    words: list[set[str]] = [set() for _ in index.clip_keys]
+    for clip, caption in np.concatenate(list(index.rows.values())).tolist():
+        words[clip] |= set(re.findall(r"[^\W_]+", index.captions[caption].lower()))
+    return words
+
+
+def choose_words(clips: list[set[str]], min_clips: int) -> list[str]:
+    """The words that can be learned: of at least so many clips, but not of all; in alphabetical order."""
+    counts = Counter(word for words in clips for word in words)
+    chosen = sorted(word for word, count in counts.items() if min_clips <= count < len(clips))
+    if not chosen:
+        raise ValueError(f"No word occurs with at least {min_clips} of {len(clips)} clips; lower --min-clips.")
+    return chosen
+
+
+def word_targets(clips: list[set[str]], words: list[str]) -> np.ndarray:
+    """Which clip has which word: float32 of shape `(num_clips, num_words)`, 1 where it has."""
+    return np.array([[word in clip for word in words] for clip in clips], dtype=np.float32)
+
+
+class LogMels(Dataset):
+    """Spectrogram of each clip, of shape `(num_frames, num_mel_bins)`, or in words why there is none."""
+
+    def __init__(self, extractor: XacleFeatureExtractor, index: PairIndex):
+        self.extractor, self.index = extractor, index
+
+    def __len__(self) -> int:
+        return len(self.index.clip_keys)
+
+    def __getitem__(self, clip: int) -> torch.Tensor | str:
+        try:
+            waveform, _ = self.extractor.load(self.index.audio(clip))
+        except (OSError, ValueError, TypeError) as error:
+            return str(error)
+        return self.extractor.log_mel(self.extractor.fit(waveform)[None])[0]  # (1, samples) -> (T, F)
+
+
+def compute_features(extractor: XacleFeatureExtractor, index: PairIndex, file: Path, num_workers: int) -> np.ndarray:
+    """Spectrograms of all clips, float16 of shape `(num_clips, num_frames, num_mel_bins)`, in a file."""
+    num_frames = extractor.log_mel(extractor.fit(torch.zeros(0))[None]).shape[1]
+    shape = (len(index.clip_keys), num_frames, extractor.feature_size)
+    features = np.lib.format.open_memmap(file, mode="w+", dtype=np.float16, shape=shape)
+    loader = DataLoader(LogMels(extractor, index), batch_size=None, num_workers=num_workers)
+    broken = []
+    for clip, result in enumerate(tqdm(loader, desc="features", unit="clip", disable=None)):
+        if isinstance(result, str):
+            broken.append(result)
+        else:
+            features[clip] = result
+    if broken:
+        raise ValueError(f"{len(broken)} clips cannot be read; repair or remove them:\n  " + "\n  ".join(broken))
+    return features
+
+
+class LabelledClips(Dataset):
+    """The classifier's inputs: features `(num_clips, num_frames, num_mel_bins)`, targets `(num_clips, num_words)`."""
+
+    def __init__(self, features: np.ndarray, targets: np.ndarray):
+        self.features, self.targets = features, targets
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, clip: int) -> dict[str, np.ndarray]:
+        return {"input_features": self.features[clip].astype(np.float32), "labels": self.targets[clip]}
+
+
+def tokenize(tokenizer: Qwen2Tokenizer, captions: list[str]) -> list[dict[str, list[int]]]:
+    """Each caption's tokens and the end-of-text token, as the language model's inputs."""
+    ids = tokenizer(captions, truncation=True, max_length=MAX_TEXT_TOKENS - 1)["input_ids"]
+    return [{"input_ids": [*caption, tokenizer.eos_token_id]} for caption in ids]
+
+
+def train(model: PreTrainedModel, dataset: Any, collator: Any, folder: Path, **settings: Any) -> list[float]:
+    """Train a model that computes its own loss, with files of the run in a folder; the mean loss of each epoch."""
+    arguments = training_arguments(folder, **settings)
+    trainer = Trainer(model=model, args=arguments, train_dataset=dataset, data_collator=collator)
+    with redirect_stdout(sys.stderr):  # where the progress bar is
+        trainer.train()
+    model.eval()
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def average_precision(scores: np.ndarray, matches: np.ndarray) -> float:
+    """
+    Mean, over the matches, of the part of matches among all that score at least as high; earlier ones first in a tie.
+    Both arrays have the shape `(num_clips,)`.
+    """
+    ordered = matches[np.argsort(-scores, kind="stable")]
+    return float((np.cumsum(ordered) / np.arange(1, len(ordered) + 1))[ordered].mean())
+
+
+@torch.inference_mode()
+def word_figures(model: BeatsForAudioClassification, clips: LabelledClips, batch_size: int) -> dict[str, float]:
+    """AUC and average precision of finding a word's clips, both as means over the words that some clips have."""
+    batches = DataLoader(clips, batch_size)
+    logits = [model(batch["input_features"].to(model.device)).logits.float().cpu() for batch in batches]  # (B, words)
+    scores, matches = torch.cat(logits).numpy(), clips.targets > 0  # (clips, words)
+    tested = [word for word in range(matches.shape[1]) if 0 < matches[:, word].sum() < len(matches)]
+    columns = [(scores[:, word], matches[:, word]) for word in tested]
+    return {
+        "clips": len(clips),
+        "words": len(tested),
+        "AUC": float(np.mean([separation_auc(column[match], column[~match]) for column, match in columns])),
+        "mAP": float(np.mean([average_precision(column, match) for column, match in columns])),
+    }
+
+
+@torch.inference_mode()
+def perplexity(model: Qwen2ForCausalLM, texts: list[dict[str, list[int]]], collator: Any, batch_size: int) -> float:
+    """Exponential of the mean negative log-likelihood of all tokens but each text's first, which follows nothing."""
+    total, count = 0.0, 0
+    for batch in DataLoader(texts, batch_size, collate_fn=collator):
+        tokens = int((batch["labels"][:, 1:] != -100).sum())
+        total += model(**batch.to(model.device)).loss.item() * tokens
+        count += tokens
+    return math.exp(total / count)
+
+
+def check_output(output: Path) -> None:
+    """Refuse to replace what are not earlier parts."""
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    configs = {part: output / part / "config.json" for part in MODEL_TYPES}
+    found = {part: json.loads(file.read_text()).get("model_type") for part, file in configs.items() if file.is_file()}
+    if found != MODEL_TYPES or {entry.name for entry in output.iterdir()} != set(MODEL_TYPES):
+        raise ValueError(f"{output}: exists and does not hold a BEATs and a Qwen2 model; choose another output.")
+
+
+def report(part: str, model: PreTrainedModel, losses: list[float], tested: str, figures: dict[str, float]) -> None:
+    """Say what became of a part."""
+    size = f"{model.num_parameters() / 1e6:.2f} M parameters"
+    typer.echo(f"{part}: {size}, loss {losses[0]:.4f} in the first epoch, {losses[-1]:.4f} in the last")
+    typer.echo(f"{part}, {tested}: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+
+
+def train_beats(
+    splits: dict[str, PairIndex], folder: Path, output: Path, min_clips: int, num_workers: int, **settings: Any
+) -> None:
+    """Train the encoder on the first split, test it on the last and save it."""
+    extractor = XacleFeatureExtractor(feature_size=NUM_MEL_BINS)
+    clips = {split: words_of_clips(index) for split, index in splits.items()}
+    words = choose_words(next(iter(clips.values())), min_clips)
+    features = {
+        split: compute_features(extractor, index, folder / f"{split}.npy", num_workers)
+        for split, index in splits.items()
+    }
+    datasets = [LabelledClips(features[split], word_targets(clips[split], words)) for split in splits]
+    encoder = make_encoder()
+    classifier = add_classifier(encoder, datasets[0].targets)
+    losses = train(classifier, datasets[0], None, folder / "run", **settings)
+    save_folder(output, encoder, extractor)
+    figures = word_figures(classifier, datasets[-1], settings["per_device_train_batch_size"])
+    report("beats", encoder, losses, list(splits)[-1], figures)
+
+
+def train_llm(splits: dict[str, PairIndex], folder: Path, output: Path, vocab_size: int, **settings: Any) -> None:
+    """Train the language model on the captions of the first split, test it on those of the last and save it."""
+    captions = [index.captions for index in splits.values()]
+    tokenizer = make_tokenizer(captions[0], vocab_size)
+    collator = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+    model = make_language_model(tokenizer)
+    losses = train(model, tokenize(tokenizer, captions[0]), collator, folder / "run", **settings)
+    save_folder(output, model, tokenizer)
+    batch_size = settings["per_device_train_batch_size"]
+    figures = {"perplexity": perplexity(model, tokenize(tokenizer, captions[-1]), collator, batch_size)}
+    report("llm", model, losses, list(splits)[-1], figures)
+
+
+def main(
+    dataset: Annotated[str, typer.Argument(help="Folder or Hub id of captioned clips, as prepare_aac.py writes them.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; replaces earlier parts.")],
+    split: Annotated[str, typer.Option(help="Split to train on.")] = "train",
+    test_split: Annotated[str, typer.Option(help="Split to test on, if there is one.")] = "validation",
+    beats_epochs: Annotated[int, typer.Option(min=1, help="Passes over the clips.")] = 5,
+    beats_batch_size: Annotated[int, typer.Option(min=1, help="Clips in a step.")] = 16,
+    beats_learning_rate: Annotated[float, typer.Option(help="Highest learning rate, after warm-up.")] = 1.5e-3,
+    min_clips: Annotated[int, typer.Option(min=1, help="Clips a word must occur with to be learned.")] = 50,
+    llm_epochs: Annotated[int, typer.Option(min=1, help="Passes over the distinct captions.")] = 6,
+    llm_batch_size: Annotated[int, typer.Option(min=1, help="Captions in a step.")] = 64,
+    llm_learning_rate: Annotated[float, typer.Option(help="Highest learning rate, after warm-up.")] = 3e-3,
+    vocab_size: Annotated[int, typer.Option(min=300, help="Tokens of the tokenizer, at most.")] = 800,
+    seed: Annotated[int, typer.Option(help="Seed of weights and order.")] = 0,
+    num_workers: Annotated[int, typer.Option(min=0, help="Processes that load audio.")] = 0,
+) -> None:
+    """Train a small BEATs encoder and a small language model on captioned clips, and say how good they are."""
+    check_output(output)
+    pairs = load_pairs(dataset)
+    tested = test_split if test_split in pairs else split
+    splits = {name: read_split(pairs, name, dataset) for name in (split, tested)}
+    names = ("num_train_epochs", "per_device_train_batch_size", "learning_rate", "seed")
+    beats = dict(zip(names, (beats_epochs, beats_batch_size, beats_learning_rate, seed), strict=True))
+    llm = dict(zip(names, (llm_epochs, llm_batch_size, llm_learning_rate, seed), strict=True))
+    with unfinished_folder(output) as folder:
+        parts = folder / "parts"
+        set_seed(seed)
+        train_beats(splits, folder, parts / "beats", min_clips, num_workers, **beats)
+        set_seed(seed)
+        train_llm(splits, folder, parts / "llm", vocab_size, **llm)
+        replace_folder(parts, output.absolute())
+    typer.echo(output)
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(main)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,162 @@
+"""The losses over lists: published values, where their minima lie, and one list over several processes."""
+
+import math
+from datetime import timedelta
+
+import pytest
+import torch
+from conftest import EXPECTED, run_processes
+from torch import distributed
+from torch.nn.functional import mse_loss
+
+from modeling_xacle.losses import (
+    LOSSES,
+    clipped_contrastive_loss,
+    clipped_mse_loss,
+    difference_loss,
+    get_loss,
+    global_list_loss,
+    list_net_loss,
+    list_net_mse_loss,
+)
+
+PREDICTIONS = torch.tensor(EXPECTED["listnet"]["predictions"])
+TARGETS = torch.tensor(EXPECTED["listnet"]["targets"])
+NUM_PROCESSES = 2
+
+
+def gradient(loss, logits):
+    logits = logits.clone().requires_grad_(True)
+    loss(logits, TARGETS).backward()
+    return logits.grad
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_list_net_gives_the_published_values(temperature):
+    loss = list_net_loss(PREDICTIONS, TARGETS, temperature, one_sided=True)
+    assert loss.item() == pytest.approx(EXPECTED["listnet"][f"temperature_{temperature}"], abs=1e-6)
+
+
+def test_both_forms_of_list_net_are_one_at_temperature_one():
+    forms = [list_net_loss(PREDICTIONS, TARGETS, one_sided=one_sided) for one_sided in (False, True)]
+    assert torch.equal(*forms)
+    assert not torch.equal(*(list_net_loss(PREDICTIONS, TARGETS, 0.5, one_sided) for one_sided in (False, True)))
+
+
+@pytest.mark.parametrize("temperature", [0.2, 1.0, 5.0])
+@pytest.mark.parametrize("one_sided", [False, True])
+def test_where_list_net_has_its_minimum(temperature, one_sided):
+    loss = get_loss("listnet", temperature, one_sided)
+    minimum = (TARGETS / temperature if one_sided else TARGETS) + 3
+    torch.testing.assert_close(gradient(loss, minimum), torch.zeros(16), atol=1e-6, rtol=0)
+    for direction in torch.eye(16):
+        assert loss(minimum + 0.1 * direction, TARGETS) > loss(minimum, TARGETS)
+    if one_sided and temperature != 1:
+        assert gradient(loss, TARGETS).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_which_losses_learn_the_scale(name):
+    loss = get_loss(name, temperature=0.5)
+    moved = (loss(PREDICTIONS + 2, TARGETS) - loss(PREDICTIONS, TARGETS)).abs()
+    assert (moved < 1e-5) == (name == "listnet")
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(loss(PREDICTIONS[order], TARGETS[order]), loss(PREDICTIONS, TARGETS))
+    torch.testing.assert_close(difference_loss(PREDICTIONS + 2, TARGETS), difference_loss(PREDICTIONS, TARGETS))
+
+
+def test_clipped_contrastive_loss_is_what_two_loops_give():
+    pairs = list(zip(PREDICTIONS.tolist(), TARGETS.tolist(), strict=True))
+    clipped, differences = 0.0, 0.0
+    for predicted, actual in pairs:
+        if abs(predicted - actual) > 0.25:
+            clipped += (predicted - actual) ** 2 / 16
+        for other_predicted, other_actual in pairs:
+            off = abs((predicted - other_predicted) - (actual - other_actual))
+            differences += max(0.0, off - 0.1) / 16**2 / 2
+    assert clipped_mse_loss(PREDICTIONS, TARGETS).item() == pytest.approx(clipped, rel=1e-5)
+    assert difference_loss(PREDICTIONS, TARGETS).item() == pytest.approx(differences, rel=1e-5)
+    whole = clipped_contrastive_loss(PREDICTIONS, TARGETS).item()
+    assert whole == pytest.approx(clipped + differences / 2, rel=1e-5)
+
+
+def test_small_errors_cost_nothing():
+    assert clipped_mse_loss(TARGETS + 0.2, TARGETS) == 0
+    near = TARGETS + 0.04 * torch.tensor([1.0, -1.0]).repeat(8)
+    assert clipped_contrastive_loss(near, TARGETS) == 0
+    assert not gradient(clipped_contrastive_loss, near).any()
+
+
+def test_list_net_mse_is_their_sum():
+    expected = list_net_loss(PREDICTIONS, TARGETS, 0.5) + 2 * mse_loss(PREDICTIONS, TARGETS)
+    torch.testing.assert_close(list_net_mse_loss(PREDICTIONS, TARGETS, 0.5, mse_weight=2), expected)
+
+
+def test_get_loss_refuses():
+    with pytest.raises(ValueError, match="no loss 'ranknet': choose one of listnet, listnet_mse, mse"):
+        get_loss("ranknet")
+    for temperature in (0.0, -1.0, math.nan):
+        with pytest.raises(ValueError, match=r"temperature=.* must be positive"):
+            get_loss("mse", temperature)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_one_process_has_the_list_to_itself(name):
+    loss = get_loss(name)
+    assert torch.equal(global_list_loss(loss, PREDICTIONS, TARGETS), loss(PREDICTIONS, TARGETS))
+
+
+def example():
+    """A small linear model, and a list of 16 inputs with labels."""
+    generator = torch.Generator().manual_seed(0)
+    model = torch.nn.Linear(5, 1)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(torch.randn(weight.shape, generator=generator))
+    return model, torch.randn(16, 5, generator=generator), TARGETS
+
+
+def value_and_gradients(name, model, inputs, labels):
+    loss = global_list_loss(get_loss(name, temperature=0.5), model(inputs).squeeze(1), labels)
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    return loss.detach(), [gradient.clone() for gradient in gradients]
+
+
+def train_part(rank, folder):
+    """One process of a training: the loss, and the gradients averaged over processes, of its part of the list."""
+    distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/store",
+        rank=rank,
+        world_size=NUM_PROCESSES,
+        timeout=timedelta(seconds=60),
+    )
+    model, inputs, labels = example()
+    part = slice(8 * rank, 8 * rank + 8)
+    results = {}
+    for name in LOSSES:
+        value, gradients = value_and_gradients(name, model, inputs[part], labels[part])
+        for gradient in gradients:
+            distributed.all_reduce(gradient)
+            gradient /= NUM_PROCESSES
+        results[name] = (value, gradients)
+    torch.save(results, f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """What each of two real processes found, by the loss's name."""
+    folder = tmp_path_factory.mktemp("gloo")
+    run_processes(train_part, str(folder), count=NUM_PROCESSES)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(NUM_PROCESSES)]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_two_processes_take_the_step_of_one(name, two_processes):
+    value, gradients = value_and_gradients(name, *example())
+    for results in two_processes:
+        found, averaged = results[name]
+        torch.testing.assert_close(found, value)
+        torch.testing.assert_close(averaged, gradients)
+    assert torch.equal(two_processes[0][name][0], two_processes[1][name][0])
