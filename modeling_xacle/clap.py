@@ -100,7 +100,11 @@ class ClapTeacher:
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str | Path, processor: str | Path | None = None, device: str | torch.device = "cpu"
+        cls,
+        name_or_path: str | Path,
+        processor: str | Path | None = None,
+        device: str | torch.device = "cpu",
+        revision: str | None = None,
     ) -> "ClapTeacher":
         """
         Load a teacher in fp32.
@@ -109,19 +113,23 @@ class ClapTeacher:
             name_or_path (`str` or `Path`): Folder or Hub id of any `transformers.ClapModel`.
             processor (`str` or `Path`, *optional*): Folder or Hub id of the processor, by default the model's own.
             device (`str` or `torch.device`): Where embeddings are computed.
+            revision (`str`, *optional*): Of the model on the Hub, and of the processor if it is the model's own.
 
         Raises:
             ValueError: Not a CLAP model, or weights are missing, or there is no processor.
             OSError: There is no such folder or repository.
         """
-        config = AutoConfig.from_pretrained(name_or_path)
+        config = AutoConfig.from_pretrained(name_or_path, revision=revision)
         if config.model_type != "clap":
             raise ValueError(f"{name_or_path}: a model of type {config.model_type}, not clap.")
-        model, info = ClapModel.from_pretrained(name_or_path, dtype=torch.float32, output_loading_info=True)
+        model, info = ClapModel.from_pretrained(
+            name_or_path, revision=revision, dtype=torch.float32, output_loading_info=True
+        )
         missing = sorted(set(info["missing_keys"]) & {name for name, _ in model.named_parameters()})
         if missing:
             raise ValueError(f"{name_or_path}: weights are missing, they would be random: {', '.join(missing)}.")
-        return cls(model, _load_processor(processor or name_or_path), device)
+        own = _load_processor(processor) if processor else _load_processor(name_or_path, revision)
+        return cls(model, own, device)
 
     def _check_front_end(self) -> None:
         """A fused model takes four spectrograms of a clip, any other takes one; each has its own mel filters."""
@@ -207,11 +215,15 @@ class ClapTeacher:
             embeddings.append(self.model.get_text_features(**batch).pooler_output.float().cpu())
         return torch.cat(embeddings)
 
+    @property
+    def max_text_tokens(self) -> int:
+        """Tokens of a caption that the text encoder takes. Positions count from the padding id, as in RoBERTa."""
+        config = self.model.config.text_config
+        return min(self.tokenizer.model_max_length, config.max_position_embeddings - config.pad_token_id - 1)
+
     def _tokenize(self, captions: list[str]) -> Any:
         """`input_ids` and `attention_mask` of shape `(num_captions, num_tokens)`."""
-        config = self.model.config.text_config
-        # Positions count from the padding id, as in RoBERTa.
-        longest = min(self.tokenizer.model_max_length, config.max_position_embeddings - config.pad_token_id - 1)
+        longest = self.max_text_tokens
         for caption, ids in zip(captions, self.tokenizer(captions)["input_ids"], strict=True):
             if len(ids) > longest:
                 logger.warning(f"cut: {len(ids)} tokens to {longest} in the caption {caption!r}")
@@ -225,9 +237,9 @@ class ClapTeacher:
         )
 
 
-def _load_processor(name_or_path: str | Path) -> ClapProcessor:
+def _load_processor(name_or_path: str | Path, revision: str | None = None) -> ClapProcessor:
     try:
-        processor = ClapProcessor.from_pretrained(name_or_path)
+        processor = ClapProcessor.from_pretrained(name_or_path, revision=revision)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"{name_or_path}: no CLAP processor there ({str(error).splitlines()[0]}). Name one, such as that of the "

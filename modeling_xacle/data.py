@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,10 @@ FEATURES = Features(
 REQUIRED_COLUMNS = ("id", "audio", "text")
 # Audio goes into columns as plain structs: encoding it as `Audio` needs torchcodec, casting to it does not.
 STORAGE = Features({**FEATURES, "audio": {"bytes": Value("binary"), "path": Value("string")}})
+
+# The first of these that a table has is taken: the challenge's spellings, in its files and in its READMEs, then others.
+AUDIO_COLUMNS = ("wav_file_name", "wave_file_name", "audio", "path")
+TEXT_COLUMNS = ("text", "caption")
 
 LABEL_RANGE = (-1.0, 1.0)
 SCORE_RANGE = (0.0, 10.0)
@@ -75,17 +80,19 @@ def read_table(path: str | Path) -> tuple[list[str], Iterator[tuple[int, dict[st
     Columns of a table, and its rows, read as they are asked for, each with the number of its (last) line.
 
     Args:
-        path (`str` or `Path`): A UTF-8 file: CSV with a header line, or JSON lines (`.jsonl`), whose columns are the
-            keys of the first line.
+        path (`str` or `Path`): A UTF-8 file: CSV or TSV (`.tsv`) with a header line, or JSON lines (`.jsonl`), whose
+            columns are the keys of the first line; or a Parquet file (`.parquet`), whose rows count as lines from 1.
+            Values of CSV and TSV are strings, those of the others plain Python values.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The file is not UTF-8 or has no rows; a column occurs twice; a quote is broken; a row has more or
-            fewer fields than the header; a line is not a JSON object with the keys of the first.
+        ValueError: The file is not UTF-8, not Parquet or has no rows; a column occurs twice; a quote is broken; a row
+            has more or fewer fields than the header; a line is not a JSON object with the keys of the first.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such table.")
-    rows = _decoded(path, _json_rows(path) if str(path).endswith(".jsonl") else _csv_rows(path))
+    readers = {".tsv": _tsv_rows, ".jsonl": _json_rows, ".parquet": _parquet_rows}
+    rows = _decoded(path, readers.get(Path(path).suffix.lower(), _csv_rows)(path))
     columns = next(rows, None)
     if not columns:
         raise ValueError(f"{path}: the table is empty.")
@@ -108,14 +115,16 @@ def _decoded(path: str | Path, lines: Iterator[Any]) -> Iterator[Any]:
         ) from error
     except csv.Error as error:
         raise ValueError(f"{path}: not a sound CSV file, a quote may be missing ({error}).") from error
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path}: not a sound Parquet file ({error}).") from error
     if count == 1:
         raise ValueError(f"{path}: the table has a header but no rows.")
 
 
-def _csv_rows(path: str | Path) -> Iterator[Any]:
+def _csv_rows(path: str | Path, delimiter: str = ",") -> Iterator[Any]:
     """The header, then line numbers and rows of a CSV file."""
     with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, strict=True)
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
         columns = [name.strip() for name in next(reader, [])]
         yield columns
         for fields in reader:
@@ -126,6 +135,19 @@ def _csv_rows(path: str | Path) -> Iterator[Any]:
                 )
             if fields:
                 yield reader.line_num, dict(zip(columns, fields, strict=True))
+
+
+def _tsv_rows(path: str | Path) -> Iterator[Any]:
+    """As `_csv_rows`, with tabs between the fields."""
+    return _csv_rows(path, delimiter="\t")
+
+
+def _parquet_rows(path: str | Path) -> Iterator[Any]:
+    """The column names, then numbers from 1 and rows of a Parquet file, a few in memory at a time."""
+    with pq.ParquetFile(path) as file:
+        yield file.schema_arrow.names
+        batches = file.iter_batches(batch_size=EMBEDDED_ROWS_PER_WRITE)
+        yield from enumerate(chain.from_iterable(batch.to_pylist() for batch in batches), 1)
 
 
 def _json_rows(path: str | Path) -> Iterator[Any]:
@@ -393,6 +415,15 @@ def replace_folder(partial: Path, output: Path) -> None:
         output.rename(earlier)
     partial.rename(output)
     shutil.rmtree(earlier, ignore_errors=True)
+
+
+def write_whole(path: str | Path, content: str | bytes) -> None:
+    """Write a file that is there whole or not at all; an earlier one stays until then."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(content.encode() if isinstance(content, str) else content)
+    partial.replace(path)
 
 
 def load_pairs(name_or_path: str | Path, split: str | None = None) -> DatasetDict | Dataset:

@@ -1,6 +1,6 @@
 """How well predictions agree with listeners: the challenge's metrics, their intervals, comparisons and ceiling."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import zip_longest
 from typing import NamedTuple, TypedDict
 
@@ -303,6 +303,140 @@ def paired_bootstrap(
         )
         for row, name in enumerate(METRICS)
     }
+
+
+def _swap_signs(num_pairs: int, num_permutations: int, seed: int) -> Iterator[np.ndarray]:
+    """In chunks of bounded size, +1 where a pair keeps its two scores and -1 where they change places: (R, N)"""
+    generator = np.random.default_rng(seed)
+    chunk_size = max(1, CHUNK_ELEMENTS // num_pairs)
+    for start in range(0, num_permutations, chunk_size):
+        shape = (min(chunk_size, num_permutations - start), num_pairs)
+        yield generator.integers(2, size=shape, dtype=np.int8) * 2.0 - 1.0
+
+
+def _swapped_sums(signs: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Sums of two columns (N,), after swapping, for both: signs (R, N) -> (2, R)"""
+    moved = signs @ ((a - b) / 2)
+    return (a + b).sum() / 2 + np.stack([moved, -moved])
+
+
+def _swapped_pearson(signs: np.ndarray, a: np.ndarray, b: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Correlations with y (N,) of two standardised columns (N,), after swapping: signs (R, N) -> (2, R)"""
+    y = _standardised(y)
+    means, squares, products = (_swapped_sums(signs, u, v) / len(y) for u, v in ((a, b), (a**2, b**2), (a * y, b * y)))
+    deviations = np.sqrt(np.clip(squares - means**2, 0.0, None))
+    return np.divide(products, deviations, out=np.zeros_like(products), where=deviations > 1e-7)
+
+
+def _standardised(values: np.ndarray) -> np.ndarray:
+    """Mean 0 and variance 1; zeros where all values are the same: (N,) -> (N,)"""
+    if _is_constant(values):
+        return np.zeros_like(values)
+    return (values - values.mean()) / values.std()
+
+
+class _SwappedConcordance:
+    """
+    Concordant less discordant pairs of two columns against y, after swapping.
+
+    With signs t, the swapped column holds in place i the value of a where t_i = 1 and that of b where t_i = -1. Its
+    sign matrix is a polynomial in t_i and t_j, so the concordance is c + t' l + t' Q t, of which the other system's
+    (signs -t) differs in the linear term alone. Q is symmetric; integers of at most 8, exact in float32.
+    """
+
+    def __init__(self, a: np.ndarray, b: np.ndarray, y: np.ndarray):
+        num_pairs = len(y)
+        self.constant, self.linear = 0.0, np.zeros(num_pairs)
+        self.quadratic = np.empty((num_pairs, num_pairs), dtype=np.float32)
+        width = max(1, CHUNK_ELEMENTS // num_pairs)
+        for start in range(0, num_pairs, width):
+            block = slice(start, start + width)
+            of_y = np.sign(y[block, None] - y)
+            aa, ab, ba, bb = (of_y * np.sign(u[block, None] - v) for u in (a, b) for v in (a, b))
+            self.constant += (aa + ab + ba + bb).sum() / 8
+            self.linear[block] = (aa + ab - ba - bb).sum(axis=1) / 4
+            self.quadratic[block] = aa - ab - ba + bb
+
+    def __call__(self, signs: np.ndarray) -> np.ndarray:
+        """(R, N) -> (2, R)"""
+        even = self.constant + ((signs.astype(np.float32) @ self.quadratic) * signs).sum(axis=1) / 8
+        odd = signs @ self.linear
+        return np.stack([even + odd, even - odd])
+
+
+def _swapped_untied(signs: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """How many pairs of rows differ in each of two columns (N,), after swapping: signs (R, N) -> (2, R)"""
+    groups = np.unique(np.concatenate([a, b]), return_inverse=True)[1]
+    num_rows, rows = len(a), np.arange(len(a))
+    untied = []
+    for kept in (signs > 0, signs < 0):
+        counts = _multiplicities(groups, np.where(kept, rows, rows + num_rows))  # (R, N) -> (R, G)
+        untied.append((num_rows * (num_rows - 1) - (counts * (counts - 1)).sum(axis=1)) / 2)
+    return np.stack(untied)
+
+
+def paired_permutation_test(
+    predictions_a: ArrayLike,
+    predictions_b: ArrayLike,
+    references: ArrayLike,
+    num_permutations: int = 10_000,
+    seed: int = 0,
+) -> dict[str, float]:
+    """
+    Could the difference of two systems come from chance alone? If neither is better, the two scores of a pair may
+    change places; a difference is significant if few such swaps give one as large.
+
+    Systems on different scales could not be swapped as they are. So, as Deutsch et al. (2021, TACL 9, "A Statistical
+    Analysis of Summarization Evaluation Metrics using Resampling Methods") do, standardised scores are swapped for LCC,
+    and ranks for SRCC and KTAU; for SRCC, the swapped ranks are correlated as they are. MSE takes the scores
+    themselves. KTAU takes memory and time with the square of `num_pairs`.
+
+    Args:
+        predictions_a (array-like of shape `(num_pairs,)`): Scores of system a, as for `paired_bootstrap`.
+        predictions_b (array-like of shape `(num_pairs,)`): Scores of system b for the same pairs.
+        references (array-like of shape `(num_pairs,)`): As for `alignment_metrics`.
+        num_permutations (`int`): How many random swaps, at least 1.
+        seed (`int`): Of the swaps.
+
+    Returns:
+        `dict[str, float]`: For `SRCC`, `LCC`, `KTAU` and `MSE`, the two-sided p-value: the share of swaps, the one that
+        was observed included, with a difference at least as large, in [1 / (num_permutations + 1), 1].
+
+    Raises:
+        ValueError: As for `alignment_metrics`; or `num_permutations` is below 1.
+    """
+    if num_permutations < 1:
+        raise ValueError(f"num_permutations must be at least 1, got {num_permutations}.")
+    a, b, y = _checked_columns(predictions_a=predictions_a, predictions_b=predictions_b, references=references)
+    differences = _swapped_differences(a, b, y)
+    observed = differences(np.ones((1, len(y))))  # (4, 1)
+    # What is as large as the observed difference must count as such, whatever its rounding.
+    least = np.abs(observed) - 10.0**-DIFFERENCE_DECIMALS
+    counts = sum(
+        (np.abs(differences(signs)) >= least).sum(axis=1) for signs in _swap_signs(len(y), num_permutations, seed)
+    )
+    return {name: float((1 + count) / (1 + num_permutations)) for name, count in zip(METRICS, counts, strict=True)}
+
+
+def _swapped_differences(a: np.ndarray, b: np.ndarray, y: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """For columns (N,), the function from signs (R, N) to the differences of `METRICS` after swapping, (4, R)."""
+    rank_a, rank_b, rank_y = rankdata(a), rankdata(b), rankdata(y)
+    errors_a, errors_b = (a - y) ** 2, (b - y) ** 2
+    concordance = _SwappedConcordance(rank_a, rank_b, rank_y)
+    counts = np.unique(y, return_counts=True)[1]
+    untied_y = (len(y) * (len(y) - 1) - (counts * (counts - 1)).sum()) / 2
+
+    def differences(signs: np.ndarray) -> np.ndarray:
+        norms = np.sqrt(_swapped_untied(signs, rank_a, rank_b) * untied_y)
+        of_both = [
+            _swapped_pearson(signs, _standardised(rank_a), _standardised(rank_b), rank_y),
+            _swapped_pearson(signs, _standardised(a), _standardised(b), y),
+            np.divide(concordance(signs), norms, out=np.zeros_like(norms), where=norms > 0),
+            _swapped_sums(signs, errors_a, errors_b) / len(y),
+        ]
+        return np.array([first - second for first, second in of_both])  # (4, 2, R) -> (4, R)
+
+    return differences
 
 
 def _rating_table(ratings: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray]:

@@ -105,14 +105,9 @@ class AudioTextAlignmentPipeline(Pipeline):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._check_parts()
-        stage = self.model.config.training_stage
-        if stage < FIRST_SCORING_STAGE:
-            logger.warning(
-                f"The score head of this model was never trained (training_stage={stage}): its scores are noise."
-            )
 
     def _check_parts(self) -> None:
-        """Model and processor must be of this task, and agree on the sequence."""
+        """Model and processor must be of this task, and agree on the sequence; an untrained model is told."""
         config, processor = self.model.config, self.processor
         if config.model_type != "xacle":
             raise ValueError(f"A {config.model_type} model cannot do this task; it takes a xacle model.")
@@ -126,6 +121,21 @@ class AudioTextAlignmentPipeline(Pipeline):
                 "Model and processor differ in their special tokens or in the number of audio tokens: give the "
                 "processor that was saved with this model."
             )
+        stage = config.training_stage
+        if stage < FIRST_SCORING_STAGE:
+            logger.warning(
+                f"The score head of this model was never trained (training_stage={stage}): its scores are noise."
+            )
+
+    def tokenize(self, caption: str) -> tuple[Any, list[str]]:
+        """
+        What the model needs of a caption, and notes on one that was cut.
+
+        Raises:
+            TypeError: The caption is not a string.
+            ValueError: It is empty, or not valid Unicode.
+        """
+        return self.processor.tokenize_caption(caption)
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
         """Score one input, a list of them, or a stream; the class says what they may be."""
@@ -201,7 +211,7 @@ class AudioTextAlignmentPipeline(Pipeline):
             raise ValueError("`text` is an empty list: give at least one caption.")
         rate = sampling_rate if inputs.get("sampling_rate") is None else inputs["sampling_rate"]
         try:
-            sequences, caption_notes = zip(*map(self.processor.tokenize_caption, captions), strict=True)
+            sequences, caption_notes = zip(*map(self.tokenize, captions), strict=True)
             waveform, spans, notes = self._load(audio, rate, window_seconds, hop_seconds)
         except (ValueError, TypeError, OSError) as error:
             error.add_note(f"in the input with the text {text!r}")

@@ -397,16 +397,17 @@ class CaptionTrainer(StageTrainer):
         return {"loss": loss, "perplexity": math.exp(loss)}
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As any trainer's, with captions written for the first clips."""
+        """As any trainer's, with captions written for some clips."""
         metrics = super().evaluate(*args, **kwargs)
         self.write_samples()
         return metrics
 
     def write_samples(self) -> None:
-        """Caption the first clips of the validation split, greedily: to the log, and to a file of the output folder."""
-        rows = list(self.eval_dataset.select(range(min(self.num_samples, len(self.eval_dataset)))))
-        if not rows:
+        """Caption some clips of the validation split, greedily: to the log, and to a file of the output folder."""
+        if not self.num_samples:
             return
+        spacing = max(1, len(self.eval_dataset) // self.num_samples)  # neighbours are often captions of one clip
+        rows = list(self.eval_dataset.select(range(0, len(self.eval_dataset), spacing)))[: self.num_samples]
         processor = self.processing_class
         prompts = processor.pad([processor.audio_and_score_ids[:-1]] * len(rows))
         inputs = self._prepare_inputs({**prompts, **self.data_collator.audio(rows)})

@@ -24,6 +24,7 @@ import torch
 from torch import multiprocessing
 from transformers import AutoModel, AutoProcessor, pipeline
 
+from modeling_xacle.cli import main
 from modeling_xacle.conversion import convert_tmu
 
 PARITY = Path(__file__).parent / "fixtures" / "parity"
@@ -96,3 +97,21 @@ def noise():
 def tone():
     """Two seconds of a 440 Hz tone, float32 at 16 kHz."""
     return 0.5 * np.sin(2 * np.pi * 440 * np.arange(2 * SAMPLING_RATE) / SAMPLING_RATE).astype(np.float32)
+
+
+@pytest.fixture
+def xacle(monkeypatch, capsys):
+    """Run the command; gives its stdout, or its stderr where it is expected to fail."""
+
+    def run(*arguments, expect=0):
+        monkeypatch.setattr(sys, "argv", ["xacle", *map(str, arguments)])
+        try:
+            main()
+            code = 0
+        except SystemExit as exit:
+            code = exit.code
+        captured = capsys.readouterr()
+        assert code == expect, captured.err
+        return captured.out if expect == 0 else captured.err
+
+    return run

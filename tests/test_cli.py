@@ -54,7 +54,7 @@ def read_table(path):
         (["convert", "tmu"], ["--llm", "--beats", "--output", "--revision"]),
         (["convert", "beats"], ["--output"]),
         (["init"], ["--beats", "--llm", "--seed"]),
-        (["score"], ["--audio", "--text", "--model", "--window-seconds", "--json"]),
+        (["score"], ["--audio", "--text", "--model", "--window-seconds", "--json", "--strict", "Exit codes"]),
     ],
 )
 def test_help(command, words, xacle):
@@ -94,23 +94,26 @@ def test_table(model_folder, tmp_path, xacle):
     assert [(row["wav_file_name"], row["text"], int(row["key"])) for row in result] == rows
     for row, pair in zip(result, pairs, strict=True):
         assert float(row["score"]) == pytest.approx(pair["score_0_10"], abs=1e-4)
+    assert result[8]["status"] == "cut"
     assert result[8]["notes"] == "resampled: 44100 Hz to 16000 Hz; mixed down: 2 channels to 1; cut: 12.3 s to 10 s"
 
 
 def test_json_lines(tmp_path, xacle):
     table = tmp_path / "pairs.jsonl"
     table.write_text(json.dumps({"audio": CLIP, "text": "beep"}) + "\n" + json.dumps({"audio": 7, "text": "beep"}))
-    message = xacle("score", table, "-o", tmp_path / "scores.csv", expect=1)
-    assert f"{table}, line 2: {tmp_path / '7'}: no such audio file" in message
-    assert len(read_table(tmp_path / "scores.csv")) == 1
+    message = xacle("score", table, "-o", tmp_path / "scores.csv", expect=3)
+    assert "1 rows have no score" in message
+    good, bad = read_table(tmp_path / "scores.csv")
+    assert good["status"] == "padded"
+    assert (bad["audio"], bad["score"]) == ("7", "")
+    assert bad["status"] == f"error: {tmp_path / '7'}: no such audio file."
 
 
-def test_a_bad_row_stops_a_table_after_the_rows_before_it(tmp_path, xacle):
+def test_strict_stops_at_the_first_bad_row(tmp_path, xacle):
     rows = [(CLIP, "beep")] * 8 + [(CLIP, " ")]
     table = write_table(tmp_path / "pairs.csv", rows, ("audio", "caption"))
-    message = xacle("score", table, "-o", tmp_path / "scores.csv", "--batch-size", 3, expect=1)
+    message = xacle("score", table, "-o", tmp_path / "scores.csv", "--batch-size", 3, "--strict", expect=1)
     assert message.splitlines()[-1].startswith(f"error: {table}, line 10: The caption is empty (' ')")
-    assert len(read_table(tmp_path / "scores.csv")) == 8
 
 
 @pytest.mark.parametrize(
@@ -125,7 +128,6 @@ def test_a_bad_row_stops_a_table_after_the_rows_before_it(tmp_path, xacle):
         (("audio", "text", "score"), ("a.wav", "b", 5), "already has the column score"),
         (("audio", "text"), ("a.wav",), "line 2: 1 fields, but the header has 2"),
         (("audio", "text"), ("a.wav", "b", "c"), "line 2: 3 fields, but the header has 2"),
-        (("audio", "text"), ("gone.wav", "b"), "gone.wav: no such audio file"),
     ],
 )
 def test_tables_that_cannot_be_scored(columns, row, message, tmp_path, xacle):
@@ -144,7 +146,7 @@ def test_files_that_are_no_table(content, tmp_path, xacle):
     "arguments", [[], ["--audio", CLIP], ["--text", "a"], ["t.csv"], ["t.csv", "-o", "o.csv", "--text", "a"]]
 )
 def test_incomplete_arguments(arguments, xacle):
-    assert "either --audio and --text, or a CSV file and --output" in xacle("score", *arguments, expect=2)
+    assert "either --audio and --text, or a table and --output" in xacle("score", *arguments, expect=2)
 
 
 @pytest.mark.parametrize("device", ["foo", "cuda:7"])

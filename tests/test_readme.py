@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import run_stage
 from conftest import EXPECTED, PARITY
+from transformers import pipeline
 
 from modeling_xacle.cli import main
-from modeling_xacle.data import load_pairs
+from modeling_xacle.data import load_pairs, make_dataset, save_dataset
 
 ROOT = PARITY.parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -105,6 +107,25 @@ def test_dataset_commands(folder, monkeypatch, capsys):
         assert columns <= set(splits["train"].column_names), name
 
 
+def test_training_commands(folder, monkeypatch, capsys):
+    """The three stages in a row on a few pairs, each as the README starts it but for the launcher."""
+    lines = [line for block in blocks("bash") for line in block.splitlines() if "run_stage.py" in line]
+    assert len(lines) == 4
+    rows = [
+        {"id": str(number), "audio": str(folder / "clips" / pair["wav"]), "text": f"Sound {number}", "label": number / 8}
+        for number, pair in enumerate(EXPECTED["pairs"][:8])
+    ]
+    for name in ("aac", "clap_pseudo", "xacle"):
+        save_dataset({split: make_dataset(rows) for split in ("train", "validation")}, folder / "data" / name)
+    shutil.copytree(folder / "xacle-tmu", folder / "runs" / "stage0")
+    smaller = "--num_train_epochs 1 --per_device_train_batch_size 4 --use_cpu true".split()
+    for line in lines[:3]:
+        run_stage.main([*shlex.split(line.split("run_stage.py")[1]), *smaller])
+    assert (folder / "runs" / "stage3" / "runs").is_dir()  # TensorBoard's
+    align = pipeline("audio-text-alignment", model=str(folder / "runs" / "stage3"), device="cpu")
+    assert align.model.config.training_stage == 3
+
+
 def test_setup_commands_are_the_two_that_ci_runs():
     commands = re.findall(r"^pip install .*", README, re.MULTILINE)
     assert len(commands) == 2
@@ -114,5 +135,6 @@ def test_setup_commands_are_the_two_that_ci_runs():
 
 def test_file_tree_names_every_file():
     tree = README.split("## What is where")[1]
-    for path in [*ROOT.glob("modeling_xacle/*.py"), *ROOT.glob("dataset_scripts/*.py")]:
+    folders = ("modeling_xacle", "dataset_scripts", "benchmarks")
+    for path in [path for folder in folders for path in ROOT.glob(f"{folder}/*.py")]:
         assert path.name in tree or path.name == "__init__.py", path.name
