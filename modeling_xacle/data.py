@@ -54,6 +54,8 @@ SCORE_RANGE = (0.0, 10.0)
 CARD = "README.md"
 # Key of the card's metadata with the checksums of what `save_dataset` wrote: it replaces its own work and nothing else.
 MANIFEST = "xacle_files"
+# The Hub's names for numbers of rows below a limit.
+SIZE_CATEGORIES = [(1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (1e7, "1M<n<10M")]
 SPLIT_NAME = re.compile(r"\w+(\.\w+)*")
 ROWS_PER_WRITE = 10_000
 # Ten-second clips: some 30 to 200 MB in memory at a time.
@@ -312,6 +314,7 @@ def save_dataset(
     embed_audio: bool = False,
     card: str | None = None,
     attachments: Mapping[str, str | bytes] | None = None,
+    licence: str | None = None,
 ) -> None:
     """
     Write a dataset folder that `load_pairs` and `datasets.load_dataset` read: `<split>.parquet` and README.md. It
@@ -325,6 +328,7 @@ def save_dataset(
             only.
         card (`str`, *optional*): Markdown text of README.md, without metadata.
         attachments (mapping of file names to contents, *optional*): Further files of the folder, a report or an image.
+        licence (`str`, *optional*): The Hub's name for it, such as `"mit"`; `"other"` where the card tells the terms.
 
     Raises:
         ValueError: There is something else at `output`; a split's name or a column is not in the schema.
@@ -340,7 +344,7 @@ def save_dataset(
         _write_parquet(dataset, columns, partial / f"{split}.parquet", embed_audio)
     for name, content in (attachments or {}).items():
         (partial / name).write_bytes(content.encode() if isinstance(content, str) else content)
-    _write_card(partial / CARD, card or f"# {output.name}\n", list(splits))
+    _write_card(partial / CARD, card or f"# {output.name}\n", splits, licence)
     replace_folder(partial, output)
 
 
@@ -389,7 +393,7 @@ def _write_parquet(dataset: Dataset, columns: list[str], path: Path, embed_audio
             bar.update(len(table))
 
 
-def _write_card(path: Path, text: str, splits: list[str]) -> None:
+def _write_card(path: Path, text: str, splits: Mapping[str, Dataset], licence: str | None) -> None:
     """README.md with the metadata by which the Hub, and the next run, know the folder's files."""
     checksums = {entry.name: _checksum(entry) for entry in sorted(path.parent.iterdir())}
     path.write_text(text, encoding="utf-8")
@@ -399,7 +403,22 @@ def _write_card(path: Path, text: str, splits: list[str]) -> None:
         # `load_dataset` caches by this metadata: without the content in it, a remade dataset would load as it was.
         "description": "sha256 " + hashlib.sha256(repr(checksums).encode()).hexdigest(),
     }
-    metadata_save(path, {"tags": ["audio-text-alignment"], "configs": [config], MANIFEST: checksums})
+    size = sum(map(len, splits.values()))
+    metadata = {
+        **({"license": licence} if licence else {}),
+        "language": ["en"],
+        "size_categories": [next((name for limit, name in SIZE_CATEGORIES if size < limit), "other")],
+        "tags": ["audio-text-alignment", "audio"],
+        "configs": [config],
+        MANIFEST: checksums,
+    }
+    metadata_save(path, metadata)
+
+
+def dataset_licence(name_or_path: str | Path) -> str | None:
+    """The licence that the card of a dataset folder tells; `None` of one that tells none, or is not a folder."""
+    card = Path(name_or_path, CARD)
+    return (metadata_load(card) or {}).get("license") if card.is_file() else None
 
 
 def _checksum(path: Path) -> str:

@@ -341,7 +341,7 @@ class _SwappedConcordance:
 
     With signs t, the swapped column holds in place i the value of a where t_i = 1 and that of b where t_i = -1. Its
     sign matrix is a polynomial in t_i and t_j, so the concordance is c + t' l + t' Q t, of which the other system's
-    (signs -t) differs in the linear term alone. Q is symmetric; integers of at most 8, exact in float32.
+    (signs -t) differs in the linear term alone. Q is symmetric; 8 Q holds integers of at most 4, exact in float32.
     """
 
     def __init__(self, a: np.ndarray, b: np.ndarray, y: np.ndarray):
@@ -388,8 +388,8 @@ def paired_permutation_test(
 
     Systems on different scales could not be swapped as they are. So, as Deutsch et al. (2021, TACL 9, "A Statistical
     Analysis of Summarization Evaluation Metrics using Resampling Methods") do, standardised scores are swapped for LCC,
-    and ranks for SRCC and KTAU; for SRCC, the swapped ranks are correlated as they are. MSE takes the scores
-    themselves. KTAU takes memory and time with the square of `num_pairs`.
+    and ranks for SRCC and KTAU; for SRCC, the swapped ranks are correlated without ranking them anew. MSE takes the
+    scores themselves. KTAU takes memory and time with the square of `num_pairs`.
 
     Args:
         predictions_a (array-like of shape `(num_pairs,)`): Scores of system a, as for `paired_bootstrap`.

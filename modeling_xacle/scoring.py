@@ -20,7 +20,15 @@ from .clap import ClapTeacher, model_fingerprint
 from .pair_sources import PairSource
 from .pipeline_xacle import AudioTextAlignmentPipeline
 from .scoring_files import XACLE_COLUMNS, Record, ScoringFiles, as_line
-from .scoring_groups import ClipLoader, PassSize, group_records, is_failure, pending_groups
+from .scoring_groups import (
+    CLIPS_PER_GROUP,
+    WINDOWED_CLIPS_PER_GROUP,
+    ClipLoader,
+    PassSize,
+    group_records,
+    is_failure,
+    pending_groups,
+)
 from .zero_shot import ZeroShotAlignmentPipeline
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -60,6 +68,11 @@ class TableOptions:
     def call_arguments(self) -> dict[str, Any]:
         """Those of `preprocess`."""
         return {"window_seconds": self.window_seconds, "hop_seconds": self.hop_seconds}
+
+    @property
+    def clips_per_group(self) -> int:
+        """Clips that are loaded and scored together."""
+        return CLIPS_PER_GROUP if self.window_seconds is self.hop_seconds is None else WINDOWED_CLIPS_PER_GROUP
 
     @property
     def added(self) -> dict[str, str]:
@@ -173,7 +186,7 @@ def score_pending(
     with bar, files.append_to(state.process_index) as file:
         loader = DataLoader(
             ClipLoader(align, options.call_arguments),
-            batch_sampler=pending_groups(pairs, files.earlier(), state, bar),
+            batch_sampler=pending_groups(pairs, files.earlier(), options.clips_per_group, state, bar),
             num_workers=options.workers,
             prefetch_factor=1 if options.workers else None,
             collate_fn=list,
@@ -191,11 +204,11 @@ def score_pending(
     return scored
 
 
-def describe(align: AudioTextAlignmentPipeline, pairs: PairSource, options: TableOptions) -> dict[str, Any]:
-    """What the sidecar says, besides the counts: of the scorer, of the table, and of the output's columns."""
+def scorer_settings(align: AudioTextAlignmentPipeline, options: TableOptions) -> dict[str, Any]:
+    """All that a score depends on, besides the clip and the caption, as JSON has it."""
     front_end = align.processor.feature_extractor.to_dict()
     zero_shot = isinstance(align, ZeroShotAlignmentPipeline)
-    scorer = {
+    return {
         "weights": f"sha256 {model_fingerprint(align.model, align.processor)}",
         "version": __version__,
         "dtype": str(align.compute_dtype if zero_shot else align.model.dtype).removeprefix("torch."),
@@ -204,9 +217,19 @@ def describe(align: AudioTextAlignmentPipeline, pairs: PairSource, options: Tabl
         "max_text_tokens": align.max_text_tokens if zero_shot else align.processor.max_text_tokens,
         "front_end": {name: value for name, value in front_end.items() if isinstance(value, (str, int, float))},
     }
-    digest = hashlib.sha256(json.dumps(scorer, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def scorer_signature(settings: dict[str, Any]) -> str:
+    """What [`scorer_settings`] gives, in one short line."""
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    return f"modeling-xacle {__version__} {digest}"
+
+
+def describe(align: AudioTextAlignmentPipeline, pairs: PairSource, options: TableOptions) -> dict[str, Any]:
+    """What the sidecar says, besides the counts: of the scorer, of the table, and of the output's columns."""
+    scorer = scorer_settings(align, options)
     return {
-        "signature": f"modeling-xacle {__version__} {digest}",
+        "signature": scorer_signature(scorer),
         "model": str(align.model.name_or_path),
         "revision": getattr(align.model.config, "_commit_hash", None),
         "scorer": scorer,

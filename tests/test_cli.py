@@ -1,6 +1,7 @@
 """The `xacle` command."""
 
 import csv
+import io
 import json
 import subprocess
 import sys
@@ -107,6 +108,33 @@ def test_json_lines(tmp_path, xacle):
     assert good["status"] == "padded"
     assert (bad["audio"], bad["score"]) == ("7", "")
     assert bad["status"] == f"error: {tmp_path / '7'}: no such audio file."
+
+
+def test_a_table_on_standard_input(tmp_path, xacle, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(f"clip,words\n{CLIP},beep\n".encode())))
+    columns = ["--audio-column", "clip", "--text-column", "words"]
+    report = json.loads(xacle("score", "-", *columns, "-o", tmp_path / "scores.tsv", "--signature", "--json"))
+    assert (report["rows"], report["counts"]["padded"]) == (1, 1)
+    header, row = (tmp_path / "scores.tsv").read_text().splitlines()
+    assert header.split("\t") == ["clip", "words", "score", "status", "notes", "signature"]
+    assert row.endswith(report["signature"])
+
+
+def test_another_run_under_the_same_output(tmp_path, xacle):
+    table = write_table(tmp_path / "pairs.csv", [(CLIP, "beep")], ("audio", "text"))
+    command = ["score", table, "-o", tmp_path / "scores.csv"]
+    xacle(*command)
+    xacle(*command)
+    assert "another scorer.window_seconds" in xacle(*command, "--window-seconds", 5, expect=1)
+    xacle(*command, "--window-seconds", 5, "--windows", "--restart")
+    [row] = read_table(tmp_path / "scores.csv")
+    assert row["status"] == "windowed" and len(json.loads(row["windows"])) == 1
+
+
+@pytest.mark.parametrize("size", ["0", "few", "1.5"])
+def test_a_batch_size_that_is_none(size, tmp_path, xacle):
+    message = xacle("score", "t.csv", "-o", "o.csv", "--batch-size", size, expect=2)
+    assert f"--batch-size {size}: give a whole" in " ".join(message.split())
 
 
 def test_strict_stops_at_the_first_bad_row(tmp_path, xacle):
