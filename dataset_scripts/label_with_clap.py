@@ -48,7 +48,14 @@ from modeling_xacle.clap import (
     score_pairs,
     separation_auc,
 )
-from modeling_xacle.data import FEATURES, check_replaceable, check_rows, load_pairs, save_dataset
+from modeling_xacle.data import (
+    FEATURES,
+    check_replaceable,
+    check_rows,
+    dataset_licence,
+    load_pairs,
+    save_dataset,
+)
 
 # One process may wait for another that has more left to do after an interruption.
 LONGEST_WAIT = timedelta(days=2)
@@ -426,7 +433,7 @@ def make_card(dataset: str, how: Negatives, summary: str) -> str:
         f"gives a pair; no listener was asked. For each caption of a clip, {how.count} captions of other clips of the "
         f"split, drawn {drawn} (seed {how.seed}), are added with the labels that the teacher gives them and "
         f"`is_negative`.\n\n{summary}\n\n![Distribution of the labels](labels.png)\n\nreport.json has the same "
-        "figures and lists what was left out.\n"
+        "figures and lists what was left out. The terms of use of the captions and sounds stay in force.\n"
     )
 
 
@@ -532,6 +539,7 @@ def main(
             "report.json": json.dumps(report, indent=2, ensure_ascii=False),
             "labels.png": draw_histograms(labelled),
         },
+        licence=dataset_licence(dataset),
     )
     typer.echo(f"{summarize(report)}\n\n{output}")
 

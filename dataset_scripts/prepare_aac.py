@@ -52,6 +52,11 @@ SPLIT_WORDS = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 SHOWN = 10
+TERMS = (
+    "The terms of use of each corpus stay in force. Clips of AudioCaps and VGGSound come from YouTube videos, whose "
+    "makers own them: a dataset with its sounds in it is not yours to pass on. Captions of AudioSetCaps were written "
+    "by language models."
+)
 
 
 @dataclass(frozen=True)
@@ -259,7 +264,7 @@ def make_card(report: dict[str, Any]) -> str:
     kept = [f"| {s} | {source} | {n} |" for s, sources in report["kept"].items() for source, n in sources.items()]
     left = [f"- {reason}: {count}" for reason, count in report["left_out_counts"].items()] or ["nothing"]
     head = ["# Captioned sounds", "", "| split | corpus | pairs |", "|---|---|---|", *kept, "", "Left out:", "", *left]
-    return "\n".join([*head, "", "report.json lists them. The terms of use of each corpus stay in force.", ""])
+    return "\n".join([*head, "", "report.json lists them.", "", TERMS, ""])
 
 
 def index_corpora(corpora: dict[str, tuple[list[str] | None, Path | None]]) -> dict[str, Clips]:
@@ -306,6 +311,7 @@ def main(
         embed_audio=embed_audio,
         card=make_card(report),
         attachments={"report.json": json.dumps(report, indent=2, ensure_ascii=False)},
+        licence="other",
     )
     for split, sources in report["kept"].items():
         typer.echo(f"{split}: " + ", ".join(f"{count} pairs of {source}" for source, count in sources.items()))

@@ -50,6 +50,13 @@ RELATE_COLUMNS = ("wavname", "text", "score", "listener_id", "audio type", "in R
 ANCHOR_COLUMN = "anchor label"
 EXCLUDED = "excluded"
 
+TERMS = {
+    "xacle": "Sounds, captions and ratings are those of the XACLE challenge, whose owners send them on request; they "
+    "are not to be passed on.",
+    "relate": "The ratings and sounds are RELATE's; its terms of use stay in force. Those ratings that its authors "
+    "screened out, and anchors, are left out.",
+}
+
 # Averages of three ratings are published with two digits.
 AVERAGE_TOLERANCE = 0.0051
 SHOWN = 20
@@ -297,7 +304,9 @@ def make_card(corpus: str, counts: dict[str, dict[str, Any]]) -> str:
         "|---|---|---|---|---|",
         *(f"| {name} | {' | '.join(str(numbers[column]) for column in columns)} |" for name, numbers in counts.items()),
         "",
-        "Problems and remarks are in report.json. The terms of use of the ratings and sounds stay in force.",
+        TERMS[corpus],
+        "",
+        "Problems and remarks are in report.json.",
     ]
     return "\n".join([*lines, ""])
 
@@ -344,6 +353,7 @@ def main(
         embed_audio=embed_audio,
         card=make_card(corpus, counts),
         attachments={"report.json": json.dumps({"splits": counts, **report}, indent=2, ensure_ascii=False)},
+        licence="other",
     )
     for name, numbers in counts.items():
         typer.echo(f"{name}: " + ", ".join(f"{what} {number}" for what, number in numbers.items() if what != "sources"))

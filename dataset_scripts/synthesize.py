@@ -272,6 +272,7 @@ def write_datasets(
             embed_audio=embed_audio,
             card=make_card(seed, splits),
             attachments={"annotations.jsonl": "".join(lines)},
+            licence="mit",
         )
 
 

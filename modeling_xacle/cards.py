@@ -1,5 +1,6 @@
 """What a training run leaves for people: curves, and the model card."""
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,10 @@ from matplotlib.figure import Figure
 from transformers import Trainer
 
 from . import __version__
+from .configuration_xacle import XacleConfig
+from .data import dataset_licence
+from .metrics import bootstrap_intervals
+from .provenance import CARD, UNKNOWN, made_from, read_card
 from .recipes import STAGES, StageArguments
 from .training import alignment_model, run_settings, write_json
 
@@ -18,12 +23,18 @@ LOG_FILE = "training_log.json"
 SOURCES_SHOWN = 8
 METRIC_NAMES = {"srcc": "SRCC", "lcc": "LCC", "ktau": "KTAU", "mse": "MSE", "loss": "loss", "perplexity": "perplexity"}
 
-LICENCES = {
-    "BEATs (microsoft/unilm)": "MIT",
-    "Qwen2.5-0.5B-Instruct": "Apache-2.0",
-    "TMU weights (Atotti/xacle-tmu-2026)": "CC-BY-NC-4.0, which binds what is trained from them",
-    "XACLE data": "on request from its owners; not to be passed on",
+# The Hub's names of the metrics.
+METRIC_TYPES = {
+    "srcc": "spearmanr",
+    "lcc": "pearsonr",
+    "ktau": "kendalltau",
+    "mse": "mse",
+    "loss": "loss",
+    "perplexity": "perplexity",
 }
+CONFIDENCE, RESAMPLES = 0.95, 1000
+MOST_RESAMPLED_PAIRS = 10_000  # a minute
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def draw_training_curves(log_history: list[dict[str, float]], file: str | Path) -> None:
@@ -69,101 +80,235 @@ def count_sources(trainer: Trainer) -> str:
     return listed + (f" and {len(counts) - SOURCES_SHOWN} more" if len(counts) > SOURCES_SHOWN else "")
 
 
-def card_metadata(name: str, stage: StageArguments, metrics: Mapping[str, float]) -> ModelCardData:
-    """Metadata by which the Hub knows the model, with its validation metrics as a model index."""
-    results = [
-        EvalResult(
-            task_type="audio-text-alignment",
-            dataset_type=Path(stage.data).name,
-            dataset_name=stage.data,
-            dataset_split=stage.validation_split,
-            metric_type=name,
-            metric_name=label,
-            metric_value=round(metrics[f"eval_{name}"], 4),
+def validation_intervals(trainer: Trainer) -> dict[str, tuple[float, float]]:
+    """
+    Bootstrap intervals of the metrics of the last evaluation, under the names of `METRIC_NAMES`; of captioning none,
+    and of so many pairs that they would take long and say little, none either.
+    """
+    validated = getattr(trainer, "validated", None)
+    if validated is None or len(validated[0]) > MOST_RESAMPLED_PAIRS:
+        return {}
+    found = bootstrap_intervals(*validated, num_resamples=RESAMPLES, confidence=CONFIDENCE)
+    return {name.lower(): interval for name, interval in found.items()}
+
+
+def describe_metrics(
+    metrics: Mapping[str, float], intervals: Mapping[str, tuple[float, float]]
+) -> list[tuple[str, float, list[float] | None]]:
+    """Name, value and interval of each metric that was measured, in the card's order."""
+    return [
+        (
+            name,
+            round(metrics[f"eval_{name}"], 4),
+            [round(end, 4) for end in intervals[name]] if name in intervals else None,
         )
-        for name, label in METRIC_NAMES.items()
+        for name in METRIC_NAMES
         if f"eval_{name}" in metrics
     ]
+
+
+def without_folder(source: str) -> str:
+    """A name to tell others: of an absolute path, its last part."""
+    return Path(source).name if Path(source).is_absolute() else source
+
+
+def hub_ids(*names: str) -> list[str] | None:
+    """Those of the names that are Hub ids, not folders; `None` if there are none."""
+    return [name for name in names if HUB_ID.fullmatch(name) and not Path(name).exists()] or None
+
+
+def card_metadata(
+    name: str,
+    stage: StageArguments,
+    config: XacleConfig,
+    metrics: Mapping[str, float],
+    intervals: Mapping[str, tuple[float, float]],
+) -> ModelCardData:
+    """
+    Metadata by which the Hub knows the model, with its validation metrics as a model index.
+
+    Args:
+        name (`str`): Of the model.
+        stage (`StageArguments`): What the run did.
+        config (`XacleConfig`): Of the model.
+        metrics (`Mapping`): Of the validation split, with the prefix `eval_`.
+        intervals (`Mapping`): What `validation_intervals` gives.
+    """
+    measured = {"confidence": CONFIDENCE, "resamples": RESAMPLES}
+    task = "audio-text-alignment" if stage.stage > 1 else "audio-text-to-text"
+    results = [
+        EvalResult(
+            task_type=task,
+            dataset_type=stage.data if hub_ids(stage.data) else Path(stage.data).name,
+            dataset_name=Path(stage.data).name,
+            dataset_split=stage.validation_split,
+            metric_type=METRIC_TYPES[metric],
+            metric_name=METRIC_NAMES[metric],
+            metric_value=value,
+            metric_args={"interval": interval, **measured} if interval else None,
+        )
+        for metric, value, interval in describe_metrics(metrics, intervals)
+    ]
+    start = read_card(stage.model)
+    language_model = config.text_config._name_or_path
     return ModelCardData(
         model_name=name,
+        language="en",
+        license=start.license if start else None,
         library_name="transformers",
-        pipeline_tag="audio-text-alignment" if stage.stage > 1 else "audio-text-to-text",
-        tags=["xacle", "audio", "audio-text-alignment"],
+        pipeline_tag=task,
+        base_model=hub_ids(stage.model) or hub_ids(language_model),
+        datasets=hub_ids(stage.data),
+        metrics=[result.metric_type for result in results],
+        tags=["xacle", "audio", "audio-text-alignment", "arxiv:2602.00604"],
         eval_results=results,
     )
 
 
 USE = {
-    True: """import modeling_xacle  # or pipeline(..., trust_remote_code=True) where it is not installed
-from transformers import pipeline
+    True: """from transformers import pipeline
 
-align = pipeline("audio-text-alignment", model="{folder}")
+align = pipeline("audio-text-alignment", model="{model}", trust_remote_code=True)
 align({{"audio": "dog.wav", "text": "A dog barks twice"}})""",
-    False: """import modeling_xacle
-from transformers import AutoModelForMultimodalLM, AutoProcessor
+    False: """from transformers import AutoModelForMultimodalLM, AutoProcessor
 
-model, processor = (kind.from_pretrained("{folder}") for kind in (AutoModelForMultimodalLM, AutoProcessor))
+model = AutoModelForMultimodalLM.from_pretrained("{model}", trust_remote_code=True)
+processor = AutoProcessor.from_pretrained("{model}", trust_remote_code=True)
 processor.batch_decode(model.generate(**processor.prepare_captioning(["dog.wav"])), skip_special_tokens=True)""",
 }
-
 
 WHAT = {
     True: "Predicts how well a sound matches a caption, from 0 (not at all) to 10 (exactly).",
     False: "Writes captions for sounds; it is where the training of a scorer goes on.",
 }
 
+CALIBRATION = """On the split that chose the checkpoint and the calibration: expect a little less on new data. Intervals
+are bootstrap intervals over pairs (95 %). Calibration of the head's output, in label units: scale {scale:.4g}, offset
+{offset:.4g}."""
 
-def card_text(trainer: Trainer, stage: StageArguments, metrics: Mapping[str, float]) -> str:
-    """The model card's body, from what the run did and measured."""
-    folder, scores = Path(trainer.args.output_dir), stage.stage > 1
-    model = alignment_model(trainer.model)
-    config = model.config
-    settings = {name: value for name, value in run_settings(stage, trainer.args).items() if value not in ("", None)}
-    found = [
-        {"metric": label, "value": f"{metrics[f'eval_{name}']:.4f}"}
-        for name, label in METRIC_NAMES.items()
-        if f"eval_{name}" in metrics
-    ]
-    return f"""# {folder.name}
+LIMITS = {
+    True: """Meant for comparing text-to-audio systems, for ranking and for filtering sounds with captions in English.
+Not meant for judging speech or music, for a verdict on one clip alone, or as the reward of a generator whose outputs
+nobody listens to.
 
-{WHAT[scores]}
-Stage {stage.stage} ({STAGES[stage.stage]}) of modeling-xacle {__version__} (arXiv 2602.00604): BEATs encoder, SwiGLU
-projector, {config.text_config.model_type} decoder; {sum(weight.numel() for weight in model.parameters()):,} parameters.
+Scores are predictions of the mean of a few listeners, whose own noise is large: compare systems by means over hundreds
+of pairs, with intervals. What is outside the training data is unreliable: other languages, clips far from ten seconds,
+generators unlike those that were rated. Rank correlations on synthetic data say nothing about real sounds.""",
+    False: """Meant as the start of a scorer's training; its captions show what was learned and are not for people to
+rely on. Its score head was not trained: its scores are noise.""",
+}
+
+
+TEXT = """# {name}
+
+{what}
+Stage {stage} ({stage_name}) of modeling-xacle {version}: BEATs encoder, SwiGLU projector,
+{decoder} decoder; {parameters:,} parameters.
+
+## Use
 
 ```python
-{USE[scores].format(folder=folder)}
+{use}
 ```
+
+`trust_remote_code` runs the code in this folder; where `modeling_xacle` is installed and imported, leave it out.
 
 ## Data
 
-`{stage.data}`: {len(trainer.train_dataset)} rows of `{stage.train_split}`, from {count_sources(trainer)};
-{len(trainer.eval_dataset)} rows of `{stage.validation_split}`. Training started from `{stage.model}`.
+`{data}`: {train_rows} rows of `{train_split}`, from {sources};
+{validation_rows} rows of `{validation_split}`. Training started from `{start}`.
 
 ## Validation
 
-{markdown_table(found)}
+{metrics}
 
-On the split that chose the checkpoint and the calibration: expect a little less on new data. Calibration of the head's
-output, in label units: scale {config.calibration_scale:.4g}, offset {config.calibration_offset:.4g}.
+{remark}
 
-![Training curves]({CURVES_FILE})
+![Training curves]({curves})
 
-## Recipe
+## Intended use and limits
 
-{markdown_table([{"setting": name, "value": f"`{value}`"} for name, value in settings.items()])}
+{limits}
 
 ## Licences
 
-What this model may be used for depends on what it was made from:
+What this model may be used for depends on what it was made from; what is unknown here has to be looked up there.
 
-{markdown_table([{"part": part, "licence": licence} for part, licence in LICENCES.items()])}
+{licences}
 
-## Limits
+## Recipe
 
-Scores are predictions of the mean of a few listeners, whose own noise is large: compare systems by means over hundreds
-of pairs, with intervals. What is outside the training data is unreliable. Rank correlations on synthetic data say
-nothing about real sounds.
+{recipe}
+
+## Citation
+
+The method is that of *The TMU System for the XACLE Challenge: Training Large Audio Language Models with CLAP
+Pseudo-Labels*, 2026, [arXiv:2602.00604](https://arxiv.org/abs/2602.00604).
 """
+
+
+def licence_table(config: XacleConfig, stage: StageArguments) -> str:
+    """The parts a model was made from, its data among them, with their licences as far as they are known."""
+    start = read_card(stage.model)
+    rows = [
+        *made_from(config),
+        {
+            "part": "starting model",
+            "source": without_folder(stage.model),
+            "licence": (start and start.license) or UNKNOWN,
+        },
+        {
+            "part": "training data",
+            "source": without_folder(stage.data),
+            "licence": dataset_licence(stage.data) or UNKNOWN,
+        },
+    ]
+    return markdown_table(rows)
+
+
+def validation_table(metrics: Mapping[str, float], intervals: Mapping[str, tuple[float, float]]) -> str:
+    """The metrics of the validation split for people to read."""
+    rows = []
+    for name, value, interval in describe_metrics(metrics, intervals):
+        rows.append({"metric": METRIC_NAMES[name], "value": f"{value:.4f}"})
+        if intervals:
+            rows[-1]["95 % interval"] = f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else ""
+    return markdown_table(rows)
+
+
+def card_text(
+    trainer: Trainer, stage: StageArguments, metrics: Mapping[str, float], intervals: Mapping[str, tuple[float, float]]
+) -> str:
+    """The model card's body, from what the run did and measured."""
+    args, scores = trainer.args, stage.stage > 1
+    model = alignment_model(trainer.model)
+    config = model.config
+    scale, offset = config.calibration_scale, config.calibration_offset
+    settings = {name: value for name, value in run_settings(stage, args).items() if value not in ("", None)}
+    settings |= {name: without_folder(settings[name]) for name in ("model", "data")}
+    return TEXT.format(
+        name=Path(args.output_dir).name,
+        what=WHAT[scores],
+        stage=stage.stage,
+        stage_name=STAGES[stage.stage],
+        version=__version__,
+        decoder=config.text_config.model_type,
+        parameters=sum(weight.numel() for weight in model.parameters()),
+        use=USE[scores].format(model=(args.push_to_hub and args.hub_model_id) or without_folder(args.output_dir)),
+        data=without_folder(stage.data),
+        train_split=stage.train_split,
+        train_rows=len(trainer.train_dataset),
+        sources=count_sources(trainer),
+        validation_split=stage.validation_split,
+        validation_rows=len(trainer.eval_dataset),
+        start=without_folder(stage.model),
+        metrics=validation_table(metrics, intervals),
+        remark=CALIBRATION.format(scale=scale, offset=offset) if scores else "On the split that chose the checkpoint.",
+        curves=CURVES_FILE,
+        limits=LIMITS[scores],
+        licences=licence_table(config, stage),
+        recipe=markdown_table([{"setting": name, "value": f"`{value}`"} for name, value in settings.items()]),
+    )
 
 
 def write_report(trainer: Trainer, stage: StageArguments, metrics: Mapping[str, float]) -> None:
@@ -171,7 +316,7 @@ def write_report(trainer: Trainer, stage: StageArguments, metrics: Mapping[str, 
     Write the curves, the log and the model card to the output folder.
 
     Args:
-        trainer (`Trainer`): After training.
+        trainer (`Trainer`): After training and a last evaluation, of whose scores the intervals are.
         stage (`StageArguments`): What it did.
         metrics (`Mapping`): Of the validation split, with the prefix `eval_`.
     """
@@ -179,6 +324,9 @@ def write_report(trainer: Trainer, stage: StageArguments, metrics: Mapping[str, 
         return
     folder = Path(trainer.args.output_dir)
     draw_training_curves(trainer.state.log_history, folder / CURVES_FILE)
-    write_json(folder / LOG_FILE, {"metrics": dict(metrics), "log": trainer.state.log_history})
-    metadata = card_metadata(folder.name, stage, metrics)
-    ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{card_text(trainer, stage, metrics)}").save(folder / "README.md")
+    intervals = validation_intervals(trainer)
+    log = {"metrics": dict(metrics), "intervals": intervals, "log": trainer.state.log_history}
+    write_json(folder / LOG_FILE, log)
+    metadata = card_metadata(folder.name, stage, alignment_model(trainer.model).config, metrics, intervals)
+    text = card_text(trainer, stage, metrics, intervals)
+    ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{text}").save(folder / CARD)

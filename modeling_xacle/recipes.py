@@ -11,6 +11,7 @@ import torch
 import yaml
 from accelerate.utils import parse_flag_from_env
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.trainer_utils import HubStrategy
 
 from .losses import LOSSES
 
@@ -169,6 +170,7 @@ COMMON = {
     "remove_unused_columns": False,
     "ddp_find_unused_parameters": False,
     "ddp_timeout": 86_400,
+    "hub_strategy": "end",
 }
 RECIPES: dict[int, dict[str, Any]] = {
     1: {
@@ -275,6 +277,9 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[StageArguments,
     )
     if unknown:
         raise ValueError(f"There is no setting {' '.join(unknown)}; `--help` lists them.")
+    if training_arguments.push_to_hub and training_arguments.hub_strategy != HubStrategy.END:
+        chosen = training_arguments.hub_strategy.value
+        raise ValueError(f"--hub_strategy {chosen}: leave it out, the result is uploaded once, when it is finished.")
     schedule, settings_of_schedule = training_arguments.lr_scheduler_type, training_arguments.lr_scheduler_kwargs
     if "min_lr" not in schedule and settings_of_schedule == COMMON["lr_scheduler_kwargs"]:
         training_arguments.lr_scheduler_kwargs = None  # the recipe's are of its own schedule

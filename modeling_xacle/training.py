@@ -34,7 +34,7 @@ from transformers.utils import logging
 from .batches import AudioCollator, CaptionCollator, PairCollator, SpecAugment, TrainingRows
 from .calibration import fit_calibration
 from .configuration_xacle import XacleConfig
-from .data import check_rows, load_pairs
+from .data import check_rows, load_pairs, write_whole
 from .feature_cache import AudioFeatureCache
 from .losses import get_loss, global_list_loss
 from .metrics import alignment_metrics
@@ -47,6 +47,9 @@ logger = logging.get_logger(__name__)
 SETTINGS_FILE = "run_settings.json"
 SAMPLES_FILE = "sample_captions.json"
 ADAPTER_FOLDER = "adapter"
+# Of an output folder: checkpoints, TensorBoard's and hidden files, what only a resumed run needs, and pickles.
+NOT_UPLOADED = ["checkpoint-*", "runs/*", "*tfevents*", ".*", SETTINGS_FILE]
+NOT_UPLOADED += ["*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt"]
 SHOWN_PROBLEMS = 20
 SAMPLE_TOKENS = 60
 # What a run's weights depend on besides the stage's own settings; another value is another run.
@@ -300,9 +303,13 @@ class PairTrainer(StageTrainer):
 
     Args:
         stage (`StageArguments`): Names the loss and its scope.
+
+    Attributes:
+        validated (`tuple` of two `np.ndarray` of shape `(num_pairs,)`): Scores and references of the last evaluation.
     """
 
     loss_is_scaled_for_ga = False
+    validated: tuple[np.ndarray, np.ndarray] | None = None
 
     def __init__(self, stage: StageArguments, **kwargs: Any):
         super().__init__(compute_metrics=self.metrics, **kwargs)
@@ -346,7 +353,8 @@ class PairTrainer(StageTrainer):
         references = (prediction.label_ids.astype(np.float64) + 1) * (config.score_max - config.score_min) / 2
         if not np.isfinite(scores).all():
             raise ValueError("The model's scores are not finite: lower --learning_rate.")
-        found = alignment_metrics(scores, references + config.score_min)
+        self.validated = scores, references + config.score_min
+        found = alignment_metrics(*self.validated)
         return {name.lower(): value for name, value in found.items() if name != "N"}
 
 
@@ -540,10 +548,8 @@ def is_complete(checkpoint: Path) -> bool:
 
 
 def write_json(file: Path, content: Any) -> None:
-    """Write a file that is never seen half written."""
-    unfinished = file.with_name(f".{file.name}.unfinished")
-    unfinished.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    unfinished.replace(file)
+    """Write a JSON file, whole or not at all."""
+    write_whole(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def had_stopped(checkpoint: Path) -> bool:
@@ -593,13 +599,19 @@ def save_result(trainer: StageTrainer, stage: StageArguments) -> None:
         if trainer.is_world_process_zero():
             model.save_pretrained(output / ADAPTER_FOLDER)
         trainer.model = trainer.model_wrapped = model.merge_and_unload()
-    trainer.save_model(str(output))
+    trainer.save_model(str(output), _internal_call=True)  # else Trainer would upload too, pickles included
 
 
 def push(trainer: StageTrainer) -> str:
     """
-    Upload the output folder, without checkpoints and logs, to `--hub_model_id` (by default a repository named like the
-    folder); its address.
+    Upload the output folder to `--hub_model_id` (by default a repository named like the folder): model, processor,
+    code, card and curves, but no checkpoints, logs or pickles. An upload that failed is done by the same command again.
+
+    Returns:
+        The repository's address; "" on all processes but the first.
+
+    Raises:
+        OSError: The upload failed; the output folder is complete.
     """
     if not trainer.is_world_process_zero():
         return ""
@@ -607,10 +619,20 @@ def push(trainer: StageTrainer) -> str:
     api = HfApi(token=args.hub_token)
     name = args.hub_model_id or Path(args.output_dir).absolute().name
     repository = api.create_repo(name, private=args.hub_private_repo, exist_ok=True)
-    api.upload_folder(
-        repo_id=repository.repo_id,
-        folder_path=args.output_dir,
-        ignore_patterns=["checkpoint-*/**", "runs/**", ".*"],
-        commit_message=f"Trained by run_stage.py --stage {alignment_model(trainer.model).config.training_stage}",
-    )
+    if args.hub_revision:
+        api.create_branch(repository.repo_id, branch=args.hub_revision, exist_ok=True)
+    stage = alignment_model(trainer.model).config.training_stage
+    try:
+        api.upload_folder(
+            repo_id=repository.repo_id,
+            folder_path=args.output_dir,
+            revision=args.hub_revision,
+            ignore_patterns=NOT_UPLOADED,
+            commit_message=f"Trained by run_stage.py --stage {stage}",
+        )
+    except (RuntimeError, OSError) as error:
+        reason = f"{error} {error.__cause__ or ''}"
+        raise OSError(
+            f"The model is in {args.output_dir}, but not on the Hub; give the same command again. {reason}"
+        ) from error
     return str(repository)

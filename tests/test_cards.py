@@ -1,0 +1,92 @@
+"""The model card's metadata and tables, as the Hub and people read them."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from huggingface_hub import DatasetCard, ModelCard
+
+from modeling_xacle import XacleConfig, cards
+from modeling_xacle.data import dataset_licence, make_dataset, save_dataset
+from modeling_xacle.metrics import bootstrap_intervals
+from modeling_xacle.provenance import licence_of, made_from, read_card
+from modeling_xacle.recipes import StageArguments
+
+METRICS = {"eval_srcc": 0.51234, "eval_mse": 3.0, "eval_runtime": 7.0}
+INTERVALS = {"srcc": (0.45, 0.56789), "mse": (2.5, 3.5)}
+
+
+def stage_of(stage, **settings):
+    return StageArguments(stage=stage, train=["projector"], **settings)
+
+
+def test_metadata_survives_the_hubs_form(tmp_path):
+    data = cards.card_metadata("m", stage_of(3, model="stage2", data="a/ratings"), XacleConfig(), METRICS, INTERVALS)
+    ModelCard(f"---\n{data.to_yaml()}\n---\n").save(tmp_path / "README.md")
+    read = read_card(tmp_path)
+    assert (read.datasets, read.license, read.base_model) == (["a/ratings"], None, None)
+    [srcc, mse] = read.eval_results
+    assert (srcc.metric_type, srcc.metric_name, srcc.metric_value) == ("spearmanr", "SRCC", 0.5123)
+    assert srcc.metric_args == {"interval": [0.45, 0.5679], "confidence": 0.95, "resamples": 1000}
+    assert (mse.dataset_type, mse.dataset_split) == ("a/ratings", "validation")
+
+
+def test_base_model_and_licence_are_those_of_the_start(tmp_path):
+    (tmp_path / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
+    config = XacleConfig()
+    config.text_config._name_or_path = "Qwen/Qwen2.5-0.5B-Instruct"
+    data = cards.card_metadata("m", stage_of(1, model=str(tmp_path), data="data"), config, {"eval_loss": 2.0}, {})
+    assert (data.license, data.base_model) == ("cc-by-nc-4.0", ["Qwen/Qwen2.5-0.5B-Instruct"])
+    assert data.pipeline_tag == "audio-text-to-text"
+    data = cards.card_metadata("m", stage_of(1, model="user/start", data="data"), config, {}, {})
+    assert (data.license, data.base_model) == (None, ["user/start"])
+
+
+def test_tables(tmp_path):
+    table = cards.validation_table(METRICS, INTERVALS).splitlines()
+    assert table[0] == "| metric | value | 95 % interval |"
+    assert table[2] == "| SRCC | 0.5123 | 0.4500 to 0.5679 |"
+    assert cards.validation_table({"eval_loss": 2.0}, {}).splitlines()[-1] == "| loss | 2.0000 |"
+    config = XacleConfig()
+    config.audio_config._name_or_path = "BEATs_iter3_plus_AS2M.pt"
+    licences = cards.licence_table(config, stage_of(3, model=str(tmp_path), data=str(tmp_path / "data")))
+    assert "| audio encoder | BEATs_iter3_plus_AS2M.pt | mit |" in licences
+    assert "| training data | data | unknown |" in licences and str(tmp_path) not in licences
+
+
+def test_intervals_are_of_the_last_evaluation():
+    generator = np.random.default_rng(0)
+    validated = generator.normal(size=(2, 40))
+    found = cards.validation_intervals(SimpleNamespace(validated=validated))
+    assert found["srcc"] == bootstrap_intervals(*validated, num_resamples=1000)["SRCC"]
+    assert cards.validation_intervals(SimpleNamespace()) == {}
+    assert cards.validation_intervals(SimpleNamespace(validated=np.zeros((2, 10_001)))) == {}
+
+
+def test_a_dataset_tells_its_licence(tmp_path):
+    rows = [{"id": "0", "audio": "/0.wav", "text": "Rain"}]
+    save_dataset({"train": make_dataset(rows)}, tmp_path / "data", card="# Rain\n", licence="mit")
+    card = DatasetCard.load(tmp_path / "data" / "README.md")
+    assert (card.data.license, card.data.language, card.data.size_categories) == ("mit", ["en"], ["n<1K"])
+    assert card.text.strip() == "# Rain"
+    assert dataset_licence(tmp_path / "data") == "mit"
+    save_dataset({"train": make_dataset(rows)}, tmp_path / "data")
+    assert dataset_licence(tmp_path / "data") is dataset_licence("user/data") is None
+
+
+@pytest.mark.parametrize(
+    ("source", "licence"),
+    [
+        ("BEATs_iter3_plus_AS2M.pt", "mit"),
+        ("Qwen/Qwen2.5-0.5B-Instruct", "apache-2.0"),
+        ("Qwen/Qwen2.5-3B-Instruct", "unknown"),
+        ("Atotti/xacle-tmu-2026", "cc-by-nc-4.0"),
+        ("beats", "unknown"),
+    ],
+)
+def test_licences_of_known_sources(source, licence):
+    assert licence_of(source) == licence
+
+
+def test_parts_without_a_name():
+    assert {part["source"] for part in made_from(XacleConfig())} == {"unknown"}
