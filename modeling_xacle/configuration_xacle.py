@@ -97,6 +97,9 @@ class XacleConfig(PreTrainedConfig):
         score_head_hidden_size (`int`): Width of the score head's two hidden layers.
         score_head_output_size (`int`): Width of the vector from which the score is read.
         score_head_dropout (`float`): Dropout after each hidden layer of the score head, in training.
+        caption_likelihood (`bool`): Whether the score also reads how likely the language model, as captioning (stage 1)
+            taught it, finds the caption after the sound. Not in the published system; the processor must have
+            `audio_first`.
         audio_start_token_id (`int`): Id of `[AUDIO_START]`.
         audio_end_token_id (`int`): Id of `[AUDIO_END]`.
         score_token_id (`int`): Id of `[SCORE]`, whose hidden state gives the score.
@@ -126,6 +129,7 @@ class XacleConfig(PreTrainedConfig):
     score_head_hidden_size: int = 512
     score_head_output_size: int = 128
     score_head_dropout: float = 0.1
+    caption_likelihood: bool = False
     audio_start_token_id: int = 151665
     audio_end_token_id: int = 151666
     score_token_id: int = 151667
@@ -152,6 +156,12 @@ class XacleConfig(PreTrainedConfig):
             raise ValueError(
                 f"calibration_scale={self.calibration_scale} must be positive, or it would reverse the ranking."
             )
+
+    @property
+    def end_token_id(self) -> int:
+        """Id of the token that ends a caption: the language model's (first) end of sequence."""
+        end = self.text_config.eos_token_id
+        return end[0] if isinstance(end, list) else end
 
     def logits_to_scores(self, logits: Any) -> Any:
         """

@@ -34,10 +34,12 @@ from .processing_xacle import (
     SPECIAL_TOKENS,
     XacleProcessor,
 )
+from .provenance import write_tmu_card
 
 logger = logging.get_logger(__name__)
 
 StateDict = dict[str, torch.Tensor]
+PUBLISHED_BEATS = "BEATs_iter3_plus_AS2M.pt"
 
 # Older names in Lightning checkpoints -> names in the published `model.pt`.
 LIGHTNING_RULES = [
@@ -407,7 +409,6 @@ def convert_tmu(
     state = rename_keys(state, TMU_RULES)
     tower = {key.removeprefix("audio_tower."): state.pop(key) for key in list(state) if key.startswith("audio_tower.")}
     state |= {f"audio_tower.{key}": tensor for key, tensor in convert_beats_keys(tower).items()}
-
     tokenizer = AutoTokenizer.from_pretrained(llm)
     token_ids = add_special_tokens(tokenizer)
     append_audio_row(state, token_ids, llm)
@@ -415,7 +416,7 @@ def convert_tmu(
     text_config.update({"vocab_size": token_ids["audio_token_id"] + 1, "dtype": torch.float32})
     text_config._name_or_path = provenance(llm)
     config = XacleConfig(
-        audio_config=load_beats(beats).config if beats else BeatsConfig(),
+        audio_config=tmu_audio_config(beats),
         text_config=text_config,
         num_audio_tokens=settings.get("num_audio_tokens", XacleConfig.num_audio_tokens),
         training_stage=3,
@@ -425,7 +426,15 @@ def convert_tmu(
     model = XacleModel(config)
     load_exactly(model, state, str(source))
     save_model(output, model, tokenizer)
+    write_tmu_card(Path(output), source)
     return model
+
+
+def tmu_audio_config(beats: str | Path | None) -> BeatsConfig:
+    """Settings and source of the published system's encoder, or of the one that is named."""
+    config = load_beats(beats).config if beats else BeatsConfig()
+    config._name_or_path = provenance(str(beats or PUBLISHED_BEATS))
+    return config
 
 
 def append_audio_row(state: StateDict, token_ids: dict[str, int], llm: str) -> None:
@@ -484,6 +493,7 @@ def build_model(
         language_model.resize_token_embeddings(token_ids["audio_token_id"] + 1)  # new rows, if any, are random
         text_config = language_model.config
         text_config._name_or_path = provenance(llm)
+        tower.config._name_or_path = provenance(str(beats))
         config_fields.setdefault("projector_intermediate_size", 4 * text_config.hidden_size)  # the published ratio
         config = XacleConfig(audio_config=tower.config, text_config=text_config, **token_ids, **config_fields)
         model = XacleModel(config)
@@ -492,19 +502,22 @@ def build_model(
     return model, tokenizer
 
 
-def init_model(beats: str | Path, llm: str, output: str | Path, seed: int = 0, **config_fields: Any) -> XacleModel:
-    """Build an untrained model with [`build_model`] and save its folder."""
+def init_model(
+    beats: str | Path, llm: str, output: str | Path, seed: int = 0, audio_first: bool = False, **config_fields: Any
+) -> XacleModel:
+    """Build an untrained model with [`build_model`] and save its folder; `audio_first` is the processor's."""
     model, tokenizer = build_model(beats, llm, seed, **config_fields)
-    save_model(output, model, tokenizer)
+    save_model(output, model, tokenizer, audio_first)
     return model
 
 
-def save_model(output: str | Path, model: XacleModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def save_model(
+    output: str | Path, model: XacleModel, tokenizer: PreTrainedTokenizerBase, audio_first: bool = False
+) -> None:
     """Save an alignment model with its processor as one complete folder."""
     feature_extractor = XacleFeatureExtractor(feature_size=model.config.audio_config.num_mel_bins)
-    save_folder(
-        output, model, XacleProcessor(feature_extractor, tokenizer, num_audio_tokens=model.config.num_audio_tokens)
-    )
+    num_audio_tokens = model.config.num_audio_tokens
+    save_folder(output, model, XacleProcessor(feature_extractor, tokenizer, num_audio_tokens, audio_first=audio_first))
 
 
 def save_folder(output: str | Path, model: PreTrainedModel, processor: Any) -> None:

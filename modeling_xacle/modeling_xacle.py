@@ -65,10 +65,17 @@ class XacleProjector(nn.Module):
         return residual_gate * self.residual_proj(audio_features) + (1 - residual_gate) * transformed
 
 
+# What the score head is told of a caption's likelihood: mean and least log-probability of its tokens and its end, and
+# that of its end by itself, which is high when nothing that is heard was left unsaid.
+NUM_LIKELIHOOD_FEATURES = 3
+# Their first weight: a mean log-probability varies by about one among captions, a label by about one half.
+INITIAL_LIKELIHOOD_WEIGHT = 0.2
+
+
 class XacleScoreHead(nn.Module):
     """
     Hidden state at `[SCORE]` -> logit, in fp32 whatever the rest computes in: in bf16 scores tie and rank correlations
-    break.
+    break. With `config.caption_likelihood`, a weighted sum of the caption's likelihood is added.
     """
 
     def __init__(self, config: XacleConfig):
@@ -84,11 +91,20 @@ class XacleScoreHead(nn.Module):
             nn.Linear(hidden_size, output_size),
             nn.Linear(output_size, 1),
         )
+        if config.caption_likelihood:
+            self.likelihood = nn.Linear(NUM_LIKELIHOOD_FEATURES, 1, bias=False)
+            self.likelihood.initial_weight = INITIAL_LIKELIHOOD_WEIGHT
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """`(batch_size, hidden_size)` -> `(batch_size,)`."""
+    def forward(self, hidden_states: torch.Tensor, likelihood: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        Logits `(batch_size,)` of hidden states `(batch_size, hidden_size)` and, where the config asks for it, of
+        likelihoods `(batch_size, 3)`.
+        """
         with torch.autocast(hidden_states.device.type, enabled=False):
-            return self.layers(hidden_states.to(self.layers[0].weight.dtype)).squeeze(-1)
+            logits = self.layers(hidden_states.to(self.layers[0].weight.dtype))  # (B, H) -> (B, 1)
+            if likelihood is not None:
+                logits = logits + self.likelihood(likelihood.to(self.likelihood.weight.dtype))
+            return logits.squeeze(-1)
 
 
 class XaclePreTrainedModel(PreTrainedModel):
@@ -112,7 +128,9 @@ class XaclePreTrainedModel(PreTrainedModel):
         biases; encoder and language model have rules of their own.
         """
         super()._init_weights(module)
-        if isinstance(module, nn.Linear):
+        if hasattr(module, "initial_weight"):
+            init.constant_(module.weight, module.initial_weight)
+        elif isinstance(module, nn.Linear):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
 
 
@@ -211,7 +229,10 @@ class XacleModel(XaclePreTrainedModel):
             output_attentions=choose(output_attentions, self.config.output_attentions),
         )
         score_states = outputs.last_hidden_state[self._score_mask(input_ids)]  # (B, S, H) -> (B, H)
-        logits = self.score_head(score_states)
+        likelihood = None
+        if self.config.caption_likelihood:
+            likelihood = self._caption_likelihood(input_ids, outputs.last_hidden_state)
+        logits = self.score_head(score_states, likelihood)
         loss = None
         if labels is not None:
             loss = nn.functional.mse_loss(logits, labels.to(logits.dtype))
@@ -260,6 +281,30 @@ class XacleModel(XaclePreTrainedModel):
         embeddings = self.get_input_embeddings()(input_ids)
         projected = self.projector(audio_features.to(self.projector.up_proj.weight.dtype))
         return embeddings.masked_scatter(mask.unsqueeze(-1), projected.to(embeddings.dtype))
+
+    def _caption_likelihood(self, input_ids: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
+        """
+        Mean and least log-probability of a caption's tokens after the sound, and that of its end, `(B, 3)`: what stage
+        1 learned to predict, by the embeddings as LM head.
+
+        Raises:
+            ValueError: Captions before the sound.
+        """
+        config = self.config
+        is_score = input_ids == config.score_token_id
+        is_audio_end = input_ids == config.audio_end_token_id
+        first, last = (mask.int().argmax(dim=1, keepdim=True) for mask in (is_audio_end, is_score))
+        if (last - first < 2).any():
+            raise ValueError("caption_likelihood needs captions behind the sound: a processor with `audio_first`.")
+        places = torch.arange(input_ids.shape[1], device=input_ids.device)
+        predicted = (places > first) & (places <= last)  # (B, S): the caption, and [SCORE] in the place of its end
+        targets = input_ids.masked_fill(is_score, config.end_token_id)[predicted]
+        embeddings = self.get_input_embeddings().weight
+        logits = hidden_states[:, :-1][predicted[:, 1:]].to(embeddings.dtype) @ embeddings.T  # (B, S, H) -> (T, V)
+        found = -nn.functional.cross_entropy(logits.float(), targets, reduction="none")  # -> (T,)
+        table = found.new_zeros(input_ids.shape).masked_scatter(predicted, found)  # -> (B, S)
+        mean = table.sum(dim=1) / predicted.sum(dim=1)
+        return torch.stack([mean, table.min(dim=1).values, table.gather(1, last).squeeze(1)], dim=1)
 
     def _score_mask(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Where `[SCORE]` is, `(B, S)`, once in each sequence."""

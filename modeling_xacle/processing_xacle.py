@@ -28,6 +28,8 @@ class XacleProcessor(ProcessorMixin):
             added.
         num_audio_tokens (`int`): Audio tokens of a clip; the model's `config.num_audio_tokens`.
         max_text_tokens (`int`): Caption tokens that are kept.
+        audio_first (`bool`): Put the caption behind the audio, where captioning (stage 1) has it, rather than before
+            it, as published: `[SCORE]` then reads how well each word follows from the sound, which stage 1 taught.
     """
 
     def __init__(
@@ -36,9 +38,11 @@ class XacleProcessor(ProcessorMixin):
         tokenizer: Any,
         num_audio_tokens: int = 100,
         max_text_tokens: int = 256,
+        audio_first: bool = False,
         **kwargs: Any,
     ):
         super().__init__(feature_extractor, tokenizer, **kwargs)
+        self.audio_first = audio_first
         self.num_audio_tokens = num_audio_tokens
         self.max_text_tokens = max_text_tokens
         vocabulary = tokenizer.get_vocab()
@@ -182,11 +186,15 @@ class XacleProcessor(ProcessorMixin):
             TypeError: The caption is not a string.
             ValueError: The caption is empty or blank, or not valid Unicode.
         """
-        ids = self._encode(caption)
+        ids = self._encode(caption, add_special_tokens=not self.audio_first)  # none in the middle of a sequence
         notes = []
         if len(ids) > self.max_text_tokens:
             notes.append(f"caption cut: {len(ids)} tokens to {self.max_text_tokens}")
-        return ids[: self.max_text_tokens] + self.audio_and_score_ids, notes
+        ids = ids[: self.max_text_tokens]
+        if self.audio_first:
+            *audio_ids, score_id = self.audio_and_score_ids
+            return [*audio_ids, *ids, score_id], notes
+        return ids + self.audio_and_score_ids, notes
 
     def _encode(self, caption: str, **kwargs: Any) -> list[int]:
         """Token ids of a caption, in which no special token is recognised."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import PARITY
+from huggingface_hub import ModelCard
 from transformers import AutoModel, AutoProcessor
 
 from modeling_xacle import BeatsConfig, XacleModel
@@ -272,7 +273,8 @@ def test_converted_folder_is_complete(model_folder):
     files = {path.name for path in model_folder.iterdir()}
     code = {"configuration_xacle.py", "feature_extraction_xacle.py", "modeling_beats.py", "modeling_xacle.py"}
     data = {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json"}
-    assert files == code | data | {"pipeline_xacle.py", "processing_xacle.py"}
+    assert files == code | data | {"pipeline_xacle.py", "processing_xacle.py", "README.md"}
+    assert ModelCard.load(model_folder / "README.md").data.license == "cc-by-nc-4.0"
     text = (model_folder / "config.json").read_text()
     assert "AudioTextAlignmentPipeline" in text
     assert str(Path(__file__).parents[1]) not in text

@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import run_stage
 from conftest import EXPECTED, PARITY
+from test_clap import save_teacher
 from transformers import pipeline
 
-from modeling_xacle.cli import main
+import run_stage
+from modeling_xacle.cli import app, main
 from modeling_xacle.data import load_pairs, make_dataset, save_dataset
 
 ROOT = PARITY.parents[2]
@@ -21,6 +22,7 @@ STAND_INS = {
     "Atotti/xacle-tmu-2026": str(PARITY),
     "Qwen/Qwen2.5-0.5B-Instruct": str(PARITY / "llm"),
     "BEATs_iter3_plus_AS2M.pt": str(PARITY / "beats.pt"),
+    "laion/clap-htsat-unfused": "clap",
 }
 
 
@@ -38,8 +40,16 @@ def folder(tmp_path, monkeypatch, model_folder):
     shutil.copytree(model_folder, tmp_path / "xacle-tmu")
     shutil.copytree(PARITY / "wav", tmp_path / "clips")
     shutil.copy(PARITY / "wav" / "b_16k_3s.wav", tmp_path / "dog.wav")
-    lines = ["wav_file_name,text", *(f'{pair["wav"]},"{pair["text"]}"' for pair in EXPECTED["pairs"][:4])]
+    pairs = {pair["wav"]: pair["text"] for pair in EXPECTED["pairs"]}  # one a clip
+    lines = ["wav_file_name,text", *(f'{name},"{text}"' for name, text in pairs.items())]
     (tmp_path / "pairs.csv").write_text("\n".join(lines))
+    (tmp_path / "captions.txt").write_text("A dog barks\nRain\n")
+    for table, column, shift in (("validation_average.csv", "average_score", 0.0), ("other.csv", "score", 0.4)):
+        scores = [f"{name},{number + shift * (-1) ** number}" for number, name in enumerate(pairs)]
+        (tmp_path / table).write_text("\n".join([f"wav_file_name,{column}", *scores]))
+    ratings = [f"{name},{number + extra},{extra}" for number, name in enumerate(pairs) for extra in range(2)]
+    (tmp_path / "validation.csv").write_text("\n".join(["wav_file_name,score,listener_id", *ratings]))
+    save_teacher(tmp_path / "clap")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -55,7 +65,7 @@ def test_commands(folder, monkeypatch, capsys):
     commands = [
         shlex.split(line) for block in blocks("bash") for line in block.splitlines() if line.startswith("xacle ")
     ]
-    assert {command[1] for command in commands} == {"score", "convert", "init"}
+    assert {command[1] for command in commands} == {command.name for command in app.registered_commands} | {"convert"}
     for command in commands:
         if command[-2:] == ["-o", "xacle-tmu"]:
             shutil.rmtree(folder / "xacle-tmu")
@@ -109,16 +119,21 @@ def test_dataset_commands(folder, monkeypatch, capsys):
 
 def test_training_commands(folder, monkeypatch, capsys):
     """The three stages in a row on a few pairs, each as the README starts it but for the launcher."""
-    lines = [line for block in blocks("bash") for line in block.splitlines() if "run_stage.py" in line]
+    lines = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("accelerate launch")]
     assert len(lines) == 4
     rows = [
-        {"id": str(number), "audio": str(folder / "clips" / pair["wav"]), "text": f"Sound {number}", "label": number / 8}
+        {
+            "id": str(number),
+            "audio": str(folder / "clips" / pair["wav"]),
+            "text": f"Sound {number}",
+            "label": number / 8,
+        }
         for number, pair in enumerate(EXPECTED["pairs"][:8])
     ]
     for name in ("aac", "clap_pseudo", "xacle"):
         save_dataset({split: make_dataset(rows) for split in ("train", "validation")}, folder / "data" / name)
     shutil.copytree(folder / "xacle-tmu", folder / "runs" / "stage0")
-    smaller = "--num_train_epochs 1 --per_device_train_batch_size 4 --use_cpu true".split()
+    smaller = ["--num_train_epochs", "1", "--per_device_train_batch_size", "4", "--use_cpu", "true"]
     for line in lines[:3]:
         run_stage.main([*shlex.split(line.split("run_stage.py")[1]), *smaller])
     assert (folder / "runs" / "stage3" / "runs").is_dir()  # TensorBoard's
