@@ -65,24 +65,28 @@ class XacleProjector(nn.Module):
         return residual_gate * self.residual_proj(audio_features) + (1 - residual_gate) * transformed
 
 
-# What the score head is told of a caption's likelihood: mean and least log-probability of its tokens and its end, and
-# that of its end by itself, which is high when nothing that is heard was left unsaid.
-NUM_LIKELIHOOD_FEATURES = 3
-# Their first weight: a mean log-probability varies by about one among captions, a label by about one half.
-INITIAL_LIKELIHOOD_WEIGHT = 0.2
+# What the score head is told of a caption's likelihood: mean log-probability of its tokens and its end; the least four,
+# by which one wrong word differs from a wrong half; that of the end, high when nothing heard was left unsaid; the mean
+# distance to the likeliest token; and the caption's length.
+NUM_LEAST = 4
+NUM_LIKELIHOOD_FEATURES = NUM_LEAST + 4
+LENGTH_UNIT = 16  # tokens
+# First weight of the mean, which varies by about one among captions, while a label does by about one half.
+INITIAL_LIKELIHOOD_WEIGHT = 0.5
 
 
 class XacleScoreHead(nn.Module):
     """
     Hidden state at `[SCORE]` -> logit, in fp32 whatever the rest computes in: in bf16 scores tie and rank correlations
-    break. With `config.caption_likelihood`, a weighted sum of the caption's likelihood is added.
+    break. With `config.caption_likelihood` it reads the caption's likelihood too, and adds the weighted mean.
     """
 
     def __init__(self, config: XacleConfig):
         super().__init__()
         hidden_size, output_size = config.score_head_hidden_size, config.score_head_output_size
+        num_likelihood_features = NUM_LIKELIHOOD_FEATURES if config.caption_likelihood else 0
         self.layers = nn.Sequential(
-            nn.Linear(config.text_config.hidden_size, hidden_size),
+            nn.Linear(config.text_config.hidden_size + num_likelihood_features, hidden_size),
             nn.ReLU(),
             nn.Dropout(config.score_head_dropout),
             nn.Linear(hidden_size, hidden_size),
@@ -92,19 +96,21 @@ class XacleScoreHead(nn.Module):
             nn.Linear(output_size, 1),
         )
         if config.caption_likelihood:
-            self.likelihood = nn.Linear(NUM_LIKELIHOOD_FEATURES, 1, bias=False)
+            self.likelihood = nn.Linear(1, 1, bias=False)
             self.likelihood.initial_weight = INITIAL_LIKELIHOOD_WEIGHT
 
     def forward(self, hidden_states: torch.Tensor, likelihood: torch.Tensor | None = None) -> torch.Tensor:
         """
         Logits `(batch_size,)` of hidden states `(batch_size, hidden_size)` and, where the config asks for it, of
-        likelihoods `(batch_size, 3)`.
+        likelihoods `(batch_size, 8)`, the mean first.
         """
         with torch.autocast(hidden_states.device.type, enabled=False):
-            logits = self.layers(hidden_states.to(self.layers[0].weight.dtype))  # (B, H) -> (B, 1)
-            if likelihood is not None:
-                logits = logits + self.likelihood(likelihood.to(self.likelihood.weight.dtype))
-            return logits.squeeze(-1)
+            inputs = hidden_states.to(self.layers[0].weight.dtype)
+            if likelihood is None:
+                return self.layers(inputs).squeeze(-1)  # (B, H) -> (B,)
+            likelihood = likelihood.to(inputs.dtype)
+            logits = self.layers(torch.cat([inputs, likelihood], dim=1))  # (B, H + 8) -> (B, 1)
+            return (logits + self.likelihood(likelihood[:, :1])).squeeze(-1)
 
 
 class XaclePreTrainedModel(PreTrainedModel):
@@ -132,6 +138,29 @@ class XaclePreTrainedModel(PreTrainedModel):
             init.constant_(module.weight, module.initial_weight)
         elif isinstance(module, nn.Linear):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+
+
+def likelihood_features(
+    log_probabilities: torch.Tensor, distances: torch.Tensor, predicted: torch.Tensor, last: torch.Tensor
+) -> torch.Tensor:
+    """
+    What the score head reads of the tokens of each caption, `(batch_size, 8)`, the mean first.
+
+    Args:
+        log_probabilities (`torch.Tensor` of shape `(num_tokens,)`): Of the tokens of all captions, their ends included.
+        distances (`torch.Tensor` of shape `(num_tokens,)`): From the log-probabilities of the likeliest tokens; <= 0.
+        predicted (`torch.Tensor` of shape `(batch_size, sequence_length)`): Where these tokens are.
+        last (`torch.Tensor` of shape `(batch_size, 1)`): Where the ends are.
+    """
+    counts = predicted.sum(dim=1, keepdim=True)
+    table, distance_table = (
+        values.new_zeros(predicted.shape).masked_scatter(predicted, values) for values in (log_probabilities, distances)
+    )  # (T,) -> (B, S)
+    mean = table.sum(dim=1, keepdim=True) / counts
+    # A caption of fewer tokens has its mean in the places that are left.
+    least = torch.where(predicted, table, mean).sort(dim=1).values[:, :NUM_LEAST]
+    mean_distance = distance_table.sum(dim=1, keepdim=True) / counts
+    return torch.cat([mean, least, table.gather(1, last), mean_distance, counts / LENGTH_UNIT], dim=1)
 
 
 class XacleModel(XaclePreTrainedModel):
@@ -284,8 +313,7 @@ class XacleModel(XaclePreTrainedModel):
 
     def _caption_likelihood(self, input_ids: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
         """
-        Mean and least log-probability of a caption's tokens after the sound, and that of its end, `(B, 3)`: what stage
-        1 learned to predict, by the embeddings as LM head.
+        How likely a caption is after the sound, `(B, 8)`: as stage 1 learned it, with the embeddings as LM head.
 
         Raises:
             ValueError: Captions before the sound.
@@ -301,10 +329,9 @@ class XacleModel(XaclePreTrainedModel):
         targets = input_ids.masked_fill(is_score, config.end_token_id)[predicted]
         embeddings = self.get_input_embeddings().weight
         logits = hidden_states[:, :-1][predicted[:, 1:]].to(embeddings.dtype) @ embeddings.T  # (B, S, H) -> (T, V)
-        found = -nn.functional.cross_entropy(logits.float(), targets, reduction="none")  # -> (T,)
-        table = found.new_zeros(input_ids.shape).masked_scatter(predicted, found)  # -> (B, S)
-        mean = table.sum(dim=1) / predicted.sum(dim=1)
-        return torch.stack([mean, table.min(dim=1).values, table.gather(1, last).squeeze(1)], dim=1)
+        log_probabilities = -nn.functional.cross_entropy(logits.float(), targets, reduction="none")  # -> (T,)
+        distances = logits.gather(1, targets[:, None]).squeeze(1).float() - logits.max(dim=1).values.float()
+        return likelihood_features(log_probabilities, distances, predicted, last)
 
     def _score_mask(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Where `[SCORE]` is, `(B, S)`, once in each sequence."""
