@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from modeling_xacle import metrics
 from modeling_xacle.metrics import (
@@ -106,6 +108,28 @@ def test_metrics_equal_the_formulas(predictions, references):
     assert list(result) == [*METRICS, "N"]
     assert all(type(value) in (float, int) for value in result.values())
     json.dumps(result, allow_nan=False)
+
+
+# Mean ratings move in quarter steps, so ties are common; predictions are any numbers, often equal; either may be NaN.
+quarters = st.integers(0, 40).map(lambda steps: steps / 4)
+scores = st.one_of(quarters, st.floats(-5, 15, allow_subnormal=False).map(lambda score: round(score, 6)), st.just(NAN))
+constants = st.tuples(quarters, st.integers(2, 9)).map(lambda drawn: [(drawn[0], drawn[0] / 2)] * drawn[1])
+tables = st.one_of(st.lists(st.tuples(scores, st.one_of(quarters, st.just(NAN))), min_size=0, max_size=25), constants)
+
+
+@settings(max_examples=300, deadline=None)
+@given(tables)
+def test_metrics_of_any_table_equal_the_formulas(table):
+    predictions, references = ([row[side] for row in table] for side in (0, 1))
+    if sum(a == a and b == b for a, b in table) < 2:
+        with pytest.raises(ValueError, match="At least 2 pairs"):
+            alignment_metrics(predictions, references)
+        return
+    expected = loop_metrics(predictions, references)
+    assert alignment_metrics(predictions, references) == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    shuffled = [table[place] for place in np.random.default_rng(len(table)).permutation(len(table))]
+    again = alignment_metrics(*([row[side] for row in shuffled] for side in (0, 1)))
+    assert again == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
 def test_metrics_of_many_pairs_equal_the_formulas():
