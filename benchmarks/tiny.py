@@ -1,0 +1,160 @@
+"""
+Make the bundled model from nothing: a synthetic corpus, a CLAP teacher and its pseudo-labels, a pretrained encoder and
+language model, and the three stages, by the very scripts that real data goes through.
+
+    python benchmarks/tiny.py runs/tiny
+    python benchmarks/tiny.py runs/tiny --install
+
+takes about an hour on four CPU cores and ends in runs/tiny/stage3. Each step prints its command; a step that is done is
+not done again, and one that was interrupted goes on where it can. `--install` puts the result into the package.
+"""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from modeling_xacle import DEFAULT_MODEL
+from modeling_xacle.conversion import init_model
+from modeling_xacle.diagnostics import write_expected
+
+ROOT = Path(__file__).parents[1]
+CLIPS, RATED_TEST = 8000, 2000
+# For the parts that `train_parts.py` makes: an audio token for each of the encoder's 62 time steps of 160 ms.
+CONFIG = {
+    "audio_first": True,
+    "caption_likelihood": True,
+    "num_audio_tokens": 62,
+    "score_head_hidden_size": 128,
+    "score_head_output_size": 64,
+}
+# A model of 2 M parameters that starts from little learns at higher rates, and from larger batches, than the published.
+COMMON = {"cache_audio_features": True, "report_to": "none", "save_total_limit": 2}
+ALL = "projector score_head language_model"
+STAGES: dict[str, dict[str, object]] = {
+    # First with the encoder frozen, then all together: captioning teaches the encoder what words say.
+    "stage1a": {"stage": 1, "learning_rate": 1e-3, "per_device_train_batch_size": 32, "num_train_epochs": 4},
+    "stage1": {
+        "stage": 1,
+        "train": "audio_tower projector language_model",
+        "cache_audio_features": False,
+        "learning_rate": 5e-4,
+        "per_device_train_batch_size": 32,
+        "num_train_epochs": 2,
+        "dataloader_num_workers": 2,
+    },
+    "stage2": {
+        "stage": 2,
+        "train": ALL,
+        "learning_rate": 3e-4,
+        "per_device_train_batch_size": 64,
+        "num_train_epochs": 1,
+        "temperature": 0.5,
+    },
+    "stage3": {
+        "stage": 3,
+        "train": ALL,
+        "learning_rate": 4e-5,
+        "per_device_train_batch_size": 32,
+        "num_train_epochs": 20,
+        "patience": 8,
+        "temperature": 0.5,
+        "mask_mel_bins": 4,
+        "mask_frames": 30,
+        "augmented_views": 4,
+    },
+}
+STARTS = {"stage1a": "stage0", "stage1": "stage1a", "stage2": "stage1", "stage3": "stage2"}
+DATA = {1: "data/synthetic/aac", 2: "data/clap_pseudo", 3: "data/synthetic/xacle"}
+INSTALLED = (
+    "config.json",
+    "model.safetensors",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "training_curves.png",
+)
+WARNING = """
+> The model that `pipeline("audio-text-alignment")` loads when none is named. **Everything it learned is synthetic**:
+> sounds, captions and listeners come from a program (`dataset_scripts/synthesize.py`). It is for trying the package out
+> and for its tests, not for judging real generators: what it says of a real recording means nothing. Made by
+> `python benchmarks/tiny.py`.
+"""
+
+
+def flags(settings: dict[str, object]) -> list[str]:
+    """Settings as arguments of a command line."""
+    return [part for name, value in settings.items() for part in (f"--{name}", *str(value).split())]
+
+
+def stage_command(name: str, output: str, model: str, **settings: object) -> list[str]:
+    """The command of a stage, run in the work folder, with the settings of the bundled model but for those given."""
+    merged = {**COMMON, **STAGES[name], **settings}
+    folders = {"model": model, "data": DATA[merged["stage"]], "output_dir": output, "cache_dir": "cache"}
+    return [sys.executable, str(ROOT / "run_stage.py"), *flags({**merged, **folders})]
+
+
+def script_command(name: str, *arguments: object) -> list[str]:
+    """The command of one of `dataset_scripts/`, run in the work folder."""
+    return [sys.executable, str(ROOT / "dataset_scripts" / name), *map(str, arguments)]
+
+
+def steps() -> Iterator[tuple[str, list[str]]]:
+    """Each step's result in the work folder, and its command, in order."""
+    corpus = "data/synthetic"
+    yield corpus, script_command("synthesize.py", "-o", corpus, "--clips", CLIPS, "--rated-test", RATED_TEST)
+    yield "teacher", script_command("train_teacher.py", DATA[1], "-o", "teacher", "--epochs", 6, "--batch-size", 64)
+    yield DATA[2], script_command("label_with_clap.py", DATA[1], "--teacher", "teacher", "-o", DATA[2])
+    yield "parts", script_command("train_parts.py", DATA[1], "-o", "parts")
+    for name, start in STARTS.items():
+        yield f"{name}/README.md", stage_command(name, name, start)
+
+
+def run(command: list[str], work: Path) -> None:
+    """Run a command of this project's in the work folder, telling what it is; its output goes to stderr."""
+    typer.echo(f"+ {shlex.join(command)}", err=True)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    if subprocess.run(command, env=environment, cwd=work, stdout=sys.stderr, check=False).returncode:
+        raise typer.Exit(1)
+
+
+def build(work: Path) -> Path:
+    """Do what is not done yet; the folder of the trained model."""
+    work.mkdir(parents=True, exist_ok=True)
+    for result, command in steps():
+        if (work / result).exists():
+            continue
+        if (work / "parts").exists() and not (work / "stage0").exists():
+            init_model(work / "parts/beats", str(work / "parts/llm"), work / "stage0", **CONFIG)
+        run(command, work)
+    return work / "stage3"
+
+
+def install(model: Path, folder: Path) -> None:
+    """Put a trained model into the package, without the code, which the package has, and with what it must score."""
+    for name in INSTALLED:
+        shutil.copy(model / name, folder / name)
+    card = (model / "README.md").read_text(encoding="utf-8").replace("# stage3\n", f"# xacle-tiny\n{WARNING}", 1)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    write_expected(folder)
+
+
+def main(
+    work: Annotated[Path, typer.Argument(help="Folder for everything that is made.")] = Path("runs/tiny"),
+    into_package: Annotated[bool, typer.Option("--install", help="Make the result the bundled model.")] = False,
+) -> None:
+    """Make the bundled model from nothing, in about an hour on four CPU cores."""
+    model = build(work.absolute())
+    if into_package:
+        install(model, Path(DEFAULT_MODEL))
+    typer.echo(model)
+
+
+if __name__ == "__main__":
+    typer.run(main)
