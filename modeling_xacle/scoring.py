@@ -19,6 +19,7 @@ from . import DEFAULT_MODEL, __version__
 from .clap import ClapTeacher, model_fingerprint
 from .pair_sources import PairSource
 from .pipeline_xacle import AudioTextAlignmentPipeline
+from .provenance import commit_of
 from .scoring_files import XACLE_COLUMNS, Record, ScoringFiles, as_line
 from .scoring_groups import (
     CLIPS_PER_GROUP,
@@ -142,6 +143,9 @@ def load_scorer(
         processor (`str` or `Path`, *optional*): Of a CLAP model that comes without one.
         map_cosine (`bool`): Map a CLAP model's cosine to 0-10.
 
+    Returns:
+        A pipeline that also knows the `commit` of a model on the Hub.
+
     Raises:
         ValueError: Another kind of model, an incomplete one, or an option that it does not take.
         OSError: There is no such model.
@@ -150,9 +154,12 @@ def load_scorer(
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     device, compute_dtype = torch.device(device), DTYPES[dtype]
     kind = AutoConfig.from_pretrained(model, revision=revision).model_type
+    commit = commit_of(model, revision)
     if kind == "clap":
         teacher = ClapTeacher.from_pretrained(model, processor, device, revision)
-        return ZeroShotAlignmentPipeline(teacher, map_cosine, compute_dtype, device=device)
+        align = ZeroShotAlignmentPipeline(teacher, map_cosine, compute_dtype, device=device)
+        align.commit = commit
+        return align
     if kind != "xacle":
         raise ValueError(f"{model}: a model of type {kind}; xacle and clap models can score.")
     if map_cosine or processor:
@@ -160,7 +167,7 @@ def load_scorer(
     align = pipeline("audio-text-alignment", model=str(model), revision=revision, dtype=compute_dtype, device=device)
     # Pipeline leaves the model where it is if processes share the work.
     align.model.to(device)
-    align.device = device
+    align.device, align.commit = device, commit
     return align
 
 
@@ -231,7 +238,7 @@ def describe(align: AudioTextAlignmentPipeline, pairs: PairSource, options: Tabl
     return {
         "signature": scorer_signature(scorer),
         "model": str(align.model.name_or_path),
-        "revision": getattr(align.model.config, "_commit_hash", None),
+        "revision": getattr(align, "commit", None),
         "scorer": scorer,
         "input": pairs.name,
         "table": {

@@ -58,6 +58,7 @@ from huggingface_hub import HfApi
 from transformers import AutoModel, AutoProcessor, pipeline
 from modeling_xacle.data import load_pairs
 from modeling_xacle.diagnostics import model_info
+from modeling_xacle.scoring import load_scorer
 
 def score():
     return pipeline("audio-text-alignment", model=model, processor=processor, device="cpu")(pair)["score"]
@@ -83,6 +84,7 @@ attempt("training, no upload", train)
 train()
 train("--hub_revision", "candidate")
 found["info"] = model_info("user/trained")
+found["scored by"] = load_scorer("user/trained", "cpu").commit
 
 model.push_to_hub("user/parts")
 processor.push_to_hub("user/parts")
@@ -263,7 +265,7 @@ def test_the_card_of_a_run(hub, home, output):
 
 def test_info_of_a_model_on_the_hub(hub, home, output):
     info, repository = home["info"], hub.repositories["models", "user/trained"]
-    assert info["revision"] == repository.references["main"]
+    assert info["revision"] == home["scored by"] == repository.references["main"]
     assert info["card"]["license"] == "cc-by-nc-4.0"
     metrics = {metric["metric"]: metric["value"] for metric in info["metrics"]}
     log = json.loads((output / "training_log.json").read_text())["metrics"]
