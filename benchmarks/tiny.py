@@ -9,6 +9,7 @@ takes about an hour on four CPU cores and ends in runs/tiny/stage3. Each step pr
 not done again, and one that was interrupted goes on where it can. `--install` puts the result into the package.
 """
 
+import contextlib
 import os
 import shlex
 import shutil
@@ -131,7 +132,8 @@ def build(work: Path) -> Path:
         if (work / result).exists():
             continue
         if (work / "parts").exists() and not (work / "stage0").exists():
-            init_model(work / "parts/beats", str(work / "parts/llm"), work / "stage0", **CONFIG)
+            with contextlib.chdir(work):  # cards name the parts as they are named here
+                init_model("parts/beats", "parts/llm", "stage0", **CONFIG)
         run(command, work)
     return work / "stage3"
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.torch import load_file
+from transformers import pipeline
 
 from modeling_xacle import DEFAULT_MODEL
 from modeling_xacle.recipes import parse_arguments
@@ -71,7 +72,25 @@ def test_the_table_compares_with_the_released_recipe(scripts):
     assert ablation.as_markdown(table, 300).count("\n|") == 5
 
 
-def test_the_bundled_model_is_small_and_trained():
+def test_the_bundled_model_tells_synthetic_sounds_apart():
+    """Of new scenes, the caption of its own against that of another."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "dataset_scripts"))
+        captions, events = map(importlib.import_module, ("synthesis_captions", "synthesis_events"))
+    generator = np.random.default_rng(12345)
+    scenes = [events.sample_scene(generator, False) for _ in range(16)]
+    sounds = [events.render_clip(scene, generator) for scene in scenes]
+    told = [captions.describe(captions.faithful_claim(scene, generator), generator) for scene in scenes]
+    align = pipeline("audio-text-alignment", device="cpu")
+    rate = events.SAMPLING_RATE
+    pairs = [{"audio": sound, "text": [told[i], told[i - 1]]} for i, sound in enumerate(sounds)]
+    right, wrong = zip(*([r["score"] for r in align(pair, sampling_rate=rate)] for pair in pairs), strict=True)
+    wins = sum(a > b for a, b in zip(right, wrong, strict=True))
+    assert wins >= 14
+    assert np.mean(right) - np.mean(wrong) > 2
+
+
+def test_the_bundled_model_is_small():
     folder = Path(DEFAULT_MODEL)
     assert sum(file.stat().st_size for file in folder.iterdir() if file.suffix != ".py") < 12e6
     assert {tensor.dtype.itemsize for tensor in load_file(folder / "model.safetensors").values()} == {4}

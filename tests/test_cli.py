@@ -202,7 +202,7 @@ def test_the_installed_command_is_this_one():
         subprocess.run([*arguments, text], capture_output=True, text=True, timeout=120) for text in ("beep", "")
     )
     assert good.returncode == 0
-    assert 0 < float(good.stdout) < 10
+    assert -20 < float(good.stdout) < 20  # of a sound unlike all that the bundled model knows
     assert bad.returncode == 1
     assert bad.stdout == ""
     assert "Traceback" not in bad.stderr

@@ -76,4 +76,4 @@ def test_bundled_model_is_small_and_carries_no_code():
     files = list(Path(modeling_xacle.DEFAULT_MODEL).iterdir())
     tracked = [path for path in files if path.suffix != ".py"]
     assert sum(path.stat().st_size for path in tracked) < 12 * 2**20
-    assert {path.suffix for path in tracked} == {".json", ".safetensors", ".md"}
+    assert {path.suffix for path in tracked} == {".json", ".safetensors", ".md", ".png"}
