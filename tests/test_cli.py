@@ -10,30 +10,10 @@ from importlib.metadata import entry_points
 import pytest
 from conftest import EXPECTED, PARITY
 
-from modeling_xacle.cli import main
-
 CLIP = str(PARITY / "wav" / "b_16k_3s.wav")
 SCORE = next(
     pair["score_0_10"] for pair in EXPECTED["pairs"] if (pair["wav"], pair["text"]) == ("b_16k_3s.wav", "beep")
 )
-
-
-@pytest.fixture
-def xacle(monkeypatch, capsys):
-    """Run the command; gives its stdout, or its stderr where it is expected to fail."""
-
-    def run(*arguments, expect=0):
-        monkeypatch.setattr(sys, "argv", ["xacle", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as exit:
-            code = exit.code
-        captured = capsys.readouterr()
-        assert code == expect, captured.err
-        return captured.out if expect == 0 else captured.err
-
-    return run
 
 
 def write_table(path, rows, columns=("wav_file_name", "text")):
