@@ -155,9 +155,7 @@ def collect_scores(work: Path, rows: Dataset) -> dict[str, np.ndarray]:
             if not (work / run.folder / "README.md").exists():
                 tiny.run(tiny.stage_command(run.stage, run.folder, run.start, **run.settings), work)
         scores[name] = model_scores(work / runs[-1].folder, rows, work / "cache")
-    scores["mean of the two: caption likelihood, 2 + 3 and 1 + 2 + 3"] = np.mean(
-        [scores[name] for name in ENSEMBLE], axis=0
-    )
+    scores["caption likelihood, mean of 2 + 3 and 1 + 2 + 3"] = np.mean([scores[name] for name in ENSEMBLE], axis=0)
     return scores
 
 
