@@ -94,9 +94,8 @@ REWORDED = {
     "# stage3\n": f"# xacle-tiny\n{WARNING}",
     "from transformers import pipeline\n": "import modeling_xacle\nfrom transformers import pipeline\n",
     'pipeline("audio-text-alignment", model="stage3", trust_remote_code=True)': 'pipeline("audio-text-alignment")',
-    "`trust_remote_code` runs the code in this folder; where `modeling_xacle` is installed and imported, leave it out.": (
-        "The folder carries no code: it uses the package's."
-    ),
+    "`trust_remote_code` runs the code in this folder; where `modeling_xacle` is installed and imported, "
+    "leave it out.": "The folder carries no code: it uses the package's.",
     "| unknown |": "| MIT: made by this project's scripts |",
 }
 
