@@ -365,7 +365,8 @@ def test_an_incomplete_checkpoint_is_not_resumed_from(pairs, model_folder, tmp_p
 def test_two_processes_equal_one(pairs, steady_folder, tmp_path, stage):
     loss = ["--loss", "listnet_mse", "--temperature", 0.5] if stage == 3 else []
     config = ROOT / "accelerate_configs/cpu_2_processes.yaml"
-    launcher = ["accelerate", "launch", "--config_file", str(config), "--main_process_port", "0"]
+    settings = ["--config_file", str(config), "--main_process_port", "0"]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", *settings]
     halves = ["--per_device_train_batch_size", 4, "--num_processes", 2]
     process = launch(command(stage, pairs, steady_folder, tmp_path / "two", *loss, *halves), launcher)
     run_stage.main(command(stage, pairs, steady_folder, tmp_path / "one", *loss))
