@@ -63,12 +63,17 @@ def clip_features(
     return features, lengths / lengths.sum()
 
 
+def hash_weights(digest: Any, module: torch.nn.Module) -> None:
+    """Feed all weights and buffers of a module to a digest of `hashlib`: their names, types, shapes and numbers."""
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+
+
 def model_fingerprint(model: ClapModel, processor: ClapProcessor) -> str:
     """Hexadecimal digest of the weights, the configuration, the audio front end and the tokenizer: of the numbers."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    hash_weights(digest, model)
     parts = [model.config, model.config.audio_config, model.config.text_config, processor.feature_extractor]
     fields = [{k: v for k, v in part.to_dict().items() if k not in PROVENANCE_FIELDS} for part in parts]
     fields[0] = {name: value for name, value in fields[0].items() if not isinstance(value, dict)}

@@ -16,6 +16,7 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from .clap import hash_weights
 from .modeling_xacle import XacleModel
 from .processing_xacle import XacleProcessor
 
@@ -45,9 +46,7 @@ def weights_key(model: XacleModel) -> str:
     """Digest of all that `get_audio_features` depends on: the encoder's weights and its configuration."""
     config = without_bookkeeping(model.config.audio_config.to_diff_dict())
     digest = hashlib.sha256(json.dumps([config, model.config.num_audio_tokens], sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.audio_tower.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    hash_weights(digest, model.audio_tower)
     return digest.hexdigest()
 
 

@@ -427,6 +427,7 @@ def _swapped_differences(a: np.ndarray, b: np.ndarray, y: np.ndarray) -> Callabl
     untied_y = (len(y) * (len(y) - 1) - (counts * (counts - 1)).sum()) / 2
 
     def differences(signs: np.ndarray) -> np.ndarray:
+        """Signs (R, N) -> (4, R)"""
         norms = np.sqrt(_swapped_untied(signs, rank_a, rank_b) * untied_y)
         of_both = [
             _swapped_pearson(signs, _standardised(rank_a), _standardised(rank_b), rank_y),
