@@ -8,8 +8,8 @@ CLAP teacher gives it.
 
 Each clip and each distinct caption is embedded once, in shards that several processes share and that a later run finds
 again; pairs are then scored by products of embeddings. Negatives are drawn within a split, for each caption of a clip:
-captions of other clips, at random or (--hard) near in the teacher's text space; never one with the words of a caption
-of the clip. They keep the score that the teacher gives them. Which captions are drawn depends on --seed (and with
+captions of other clips, at random or (--hard of them) near in the teacher's text space; never one with the words of a
+caption of the clip. They keep the score that the teacher gives them. Which captions are drawn depends on --seed (and with
 --hard on the teacher); the number of processes, the batch size and the machine change scores by rounding, some 1e-7.
 
 A label is the teacher's cosine, in [-1, 1]. With several teachers, each one's cosines are brought to mean 0 and
@@ -29,6 +29,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -75,12 +76,14 @@ class Negatives:
 
     Args:
         count (`int`): For each row.
-        hard_pool (`int`, *optional*): Draw from so many of the nearest captions, by default from all.
+        hard (`int`): How many of these are drawn from the nearest captions; the others from all.
+        hard_pool (`int`): From how many of the nearest.
         seed (`int`): Same seed, same captions.
     """
 
     count: int = 3
-    hard_pool: int | None = None
+    hard: int = 0
+    hard_pool: int = 20
     seed: int = 0
 
 
@@ -141,7 +144,7 @@ def hard_candidates(
 
 
 def draw_negatives(
-    rows: np.ndarray, own: dict[int, set[int]], candidates: Candidates, count: int, seed: int
+    rows: np.ndarray, own: dict[int, set[int]], sources: list[tuple[Candidates, int]], seed: int
 ) -> np.ndarray:
     """
     Captions of other clips for each row of a split; no clip gets a caption twice.
@@ -149,33 +152,32 @@ def draw_negatives(
     Args:
         rows (`np.ndarray` of shape `(num_rows, 2)`): Clip and caption.
         own (dict of sets): Captions of each clip.
-        candidates (callable): Where they are drawn from.
-        count (`int`): Captions for each row.
+        sources (list of `tuple[callable, int]`): Where captions are drawn from, and how many for each row.
         seed (`int`): The draw for a clip depends on this and on the clip only.
 
     Returns:
-        `np.ndarray` of shape `(num_rows, count)`.
+        `np.ndarray` of shape `(num_rows, num_negatives)`.
 
     Raises:
         ValueError: There are not enough captions of other clips.
     """
-    negatives = np.empty((len(rows), count), dtype=np.int64)
+    negatives: list[list[int]] = [[] for _ in rows]
     rows_of_clips: dict[int, list[int]] = defaultdict(list)
     for row, clip in enumerate(rows[:, 0].tolist()):
         rows_of_clips[clip].append(row)
     for clip, clip_rows in rows_of_clips.items():
         generator = np.random.default_rng([seed, clip])
         ruled_out = set(own[clip])
-        for row in clip_rows:
+        for row, (candidates, count) in product(clip_rows, sources):
             drawn = [c for c in candidates(generator, int(rows[row, 1]), ruled_out).tolist() if c not in ruled_out]
             if len(drawn) < count:
                 raise ValueError(
                     f"A clip with {len(clip_rows)} captions needs {count * len(clip_rows)} different captions of other "
                     "clips, and its split has fewer; lower --negatives."
                 )
-            negatives[row] = drawn[:count]
+            negatives[row] += drawn[:count]
             ruled_out.update(drawn[:count])
-    return negatives
+    return np.array(negatives, dtype=np.int64).reshape(len(rows), sum(count for _, count in sources))
 
 
 def choose_negatives(
@@ -198,16 +200,19 @@ def choose_negatives(
     negatives = {}
     for split, pairs in rows.items():
         pool = np.unique(texts[pairs[:, 1]])
-        candidates = partial(random_candidates, pool, how.count)
-        if how.hard_pool is not None:
+        sources: list[tuple[Candidates, int]] = []
+        if how.hard:
             queries = np.unique(pairs[:, 1])
             most_rows = np.unique(pairs[:, 0], return_counts=True)[1].max()
             # So many that enough remain when a clip's own captions and its other negatives are ruled out.
-            needed = max(how.hard_pool, how.count) + max(map(len, own.values())) + how.count * most_rows
+            needed = how.hard_pool + max(map(len, own.values())) + how.count * most_rows
             nearest = nearest_captions(text_embeddings, queries, pool, int(min(needed, len(pool))))
             nearest_of = dict(zip(queries.tolist(), nearest, strict=True))
-            candidates = partial(hard_candidates, nearest_of, how.hard_pool)
-        negatives[split] = draw_negatives(pairs, own, candidates, how.count, how.seed)
+            sources.append((partial(hard_candidates, nearest_of, how.hard_pool), how.hard))
+        if how.count > how.hard:
+            num_random = how.count - how.hard
+            sources.append((partial(random_candidates, pool, num_random), num_random))
+        negatives[split] = draw_negatives(pairs, own, sources, how.seed)
     return negatives
 
 
@@ -427,11 +432,11 @@ def summarize(report: dict[str, Any]) -> str:
 
 def make_card(dataset: str, how: Negatives, summary: str) -> str:
     """Text of the dataset's README.md."""
-    drawn = f"of the {how.hard_pool} nearest in the teacher's text space" if how.hard_pool else "at random"
+    near = f"{how.hard} of them of the {how.hard_pool} nearest in the teacher's text space, "
     return (
         f"# Pseudo-labelled pairs\n\nThe clips and captions of `{dataset}`. `label` is the cosine that a CLAP teacher "
         f"gives a pair; no listener was asked. For each caption of a clip, {how.count} captions of other clips of the "
-        f"split, drawn {drawn} (seed {how.seed}), are added with the labels that the teacher gives them and "
+        f"split, drawn at random ({near if how.hard else ''}seed {how.seed}), are added with the labels that the teacher gives them and "
         f"`is_negative`.\n\n{summary}\n\n![Distribution of the labels](labels.png)\n\nreport.json has the same "
         "figures and lists what was left out. The terms of use of the captions and sounds stay in force.\n"
     )
@@ -492,7 +497,7 @@ def main(
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the dataset.")] = Path("data/clap_pseudo"),
     negatives: Annotated[int, typer.Option(min=0, help="Captions of other clips for each caption of a clip.")] = 3,
-    hard: Annotated[bool, typer.Option("--hard", help="Draw negatives near in the teacher's text space.")] = False,
+    hard: Annotated[int, typer.Option(min=0, help="How many of these are near in the teacher's text space.")] = 0,
     hard_pool: Annotated[int, typer.Option(min=1, help="With --hard: draw from so many of the nearest.")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the negatives.")] = 0,
     embeddings: Annotated[
@@ -511,10 +516,10 @@ def main(
 ) -> None:
     """Score captioned clips, with their own captions and with those of others, by CLAP teachers."""
     names = match_processors(teacher, processor or [])
-    if hard and hard_pool < negatives:
-        raise ValueError(f"--hard-pool {hard_pool} is less than --negatives {negatives}.")
+    if not hard <= min(negatives, hard_pool):
+        raise ValueError(f"--hard {hard} is more than --negatives {negatives} or --hard-pool {hard_pool}.")
     check_replaceable(output)
-    how = Negatives(negatives, hard_pool if hard else None, seed)
+    how = Negatives(negatives, hard, hard_pool, seed)
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=LONGEST_WAIT)
     splits = load_pairs(dataset)
     check_input(splits, dataset, allow_missing)

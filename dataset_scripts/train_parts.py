@@ -25,7 +25,7 @@ import torch
 import typer
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
-from train_teacher import read_split, training_arguments, unfinished_folder
+from train_teacher import BF16_HELP, read_split, training_arguments, unfinished_folder
 from transformers import (
     DataCollatorForLanguageModeling,
     PreTrainedModel,
@@ -297,15 +297,17 @@ def main(
     vocab_size: Annotated[int, typer.Option(min=300, help="Tokens of the tokenizer, at most.")] = 800,
     seed: Annotated[int, typer.Option(help="Seed of weights and order.")] = 0,
     num_workers: Annotated[int, typer.Option(min=0, help="Processes that load audio.")] = 0,
+    bf16: Annotated[bool, typer.Option("--bf16", help=BF16_HELP)] = False,
 ) -> None:
     """Train a small BEATs encoder and a small language model on captioned clips, and say how good they are."""
     check_output(output)
     pairs = load_pairs(dataset)
     tested = test_split if test_split in pairs else split
     splits = {name: read_split(pairs, name, dataset) for name in (split, tested)}
-    names = ("num_train_epochs", "per_device_train_batch_size", "learning_rate", "seed")
-    beats = dict(zip(names, (beats_epochs, beats_batch_size, beats_learning_rate, seed), strict=True))
-    llm = dict(zip(names, (llm_epochs, llm_batch_size, llm_learning_rate, seed), strict=True))
+    names = ("num_train_epochs", "per_device_train_batch_size", "learning_rate")
+    common = {"seed": seed, "bf16": bf16}
+    beats = dict(zip(names, (beats_epochs, beats_batch_size, beats_learning_rate), strict=True)) | common
+    llm = dict(zip(names, (llm_epochs, llm_batch_size, llm_learning_rate), strict=True)) | common
     with unfinished_folder(output) as folder:
         parts = folder / "parts"
         set_seed(seed)

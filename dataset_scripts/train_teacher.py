@@ -43,6 +43,7 @@ from modeling_xacle.data import check_rows, load_pairs, replace_folder
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>"]
 MAX_CAPTION_TOKENS = 128
 MAX_TEST_CLIPS = 1000
+BF16_HELP = "Multiply matrices in bfloat16: faster on GPUs, and on CPUs that have instructions for it."
 
 
 def train_tokenizer(captions: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -236,6 +237,7 @@ def retrieval_figures(teacher: ClapTeacher, index: PairIndex, split: str) -> dic
 
 def training_arguments(folder: Path, **settings: Any) -> TrainingArguments:
     """What every run has in common; no checkpoints, since a run that was killed starts again in minutes."""
+    has_accelerator = torch.accelerator.is_available()
     return TrainingArguments(
         output_dir=str(folder),
         warmup_steps=0.1,
@@ -243,7 +245,8 @@ def training_arguments(folder: Path, **settings: Any) -> TrainingArguments:
         logging_strategy="epoch",
         save_strategy="no",
         remove_unused_columns=False,
-        dataloader_pin_memory=torch.accelerator.is_available(),
+        dataloader_pin_memory=has_accelerator,
+        use_cpu=not has_accelerator,  # without which bf16 is refused on a CPU
         report_to="none",
         **settings,
     )
@@ -314,6 +317,7 @@ def main(
     vocab_size: Annotated[int, typer.Option(min=300, help="Tokens of the tokenizer, at most.")] = 4000,
     seed: Annotated[int, typer.Option(help="Seed of weights, order and dropout.")] = 0,
     num_workers: Annotated[int, typer.Option(min=0, help="Processes that load audio.")] = 0,
+    bf16: Annotated[bool, typer.Option("--bf16", help=BF16_HELP)] = False,
 ) -> None:
     """Train a small CLAP teacher on captioned clips, and say how well it matches those of another split."""
     check_output(output)
@@ -323,9 +327,15 @@ def main(
     tokenizer = train_tokenizer(index.captions, vocab_size)
     processor = ClapProcessor(make_feature_extractor(), tokenizer)
     model = make_model(len(tokenizer))
-    settings = {"per_device_train_batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
+    settings = {
+        "num_train_epochs": epochs,
+        "per_device_train_batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "seed": seed,
+        "bf16": bf16,
+    }
     with unfinished_folder(output) as folder:
-        losses = train(model, processor, index, split, folder, num_workers, num_train_epochs=epochs, **settings)
+        losses = train(model, processor, index, split, folder, num_workers, **settings)
         model.save_pretrained(folder / "teacher")
         processor.save_pretrained(folder / "teacher")
         replace_folder(folder / "teacher", output.absolute())

@@ -163,7 +163,7 @@ def test_each_clip_and_each_distinct_caption_is_embedded_once(corpus, teacher_fo
 
 def test_hard_negatives_are_near_and_keep_the_promises(corpus, teacher_folder, labelled, tmp_path):
     code, _, stderr = run(
-        corpus, "--teacher", teacher_folder, "-o", tmp_path / "hard", "--hard", "--hard-pool", 3, "--negatives", 2
+        corpus, "--teacher", teacher_folder, "-o", tmp_path / "hard", "--hard", 2, "--hard-pool", 3, "--negatives", 2
     )
     assert code == 0, stderr
     original, hard = load_pairs(corpus), load_pairs(tmp_path / "hard")
@@ -200,11 +200,11 @@ def test_random_negatives_are_spread_evenly_over_the_captions():
     rows = np.column_stack([np.arange(200), np.arange(200) % 20])
     own = {clip: {clip % 20} for clip in range(200)}
     candidates = functions["partial"](functions["random_candidates"], np.arange(20), 5)
-    negatives = functions["draw_negatives"](rows, own, candidates, 5, seed=0)
+    negatives = functions["draw_negatives"](rows, own, [(candidates, 5)], seed=0)
     counts = np.bincount(negatives.ravel(), minlength=20)
     assert counts.min() > 25 and counts.max() < 80  # 50 on average
     shuffled = np.random.default_rng(0).permutation(200)
-    again = functions["draw_negatives"](rows[shuffled], own, candidates, 5, seed=0)
+    again = functions["draw_negatives"](rows[shuffled], own, [(candidates, 5)], seed=0)
     assert (again == negatives[shuffled]).all()
 
 
@@ -328,7 +328,15 @@ def test_wrong_use_ends_in_one_line(corpus, teacher_folder, model_folder, tmp_pa
     wrong = {
         "neither a dataset folder nor": [tmp_path / "nothing", "--teacher", teacher_folder],
         "type xacle, not clap": [corpus, "--teacher", model_folder],
-        "--hard-pool 2 is less": [corpus, "--teacher", teacher_folder, "--hard", "--hard-pool", "2"],
+        "--hard 3 is more than --negatives 3 or --hard-pool 2": [
+            corpus,
+            "--teacher",
+            teacher_folder,
+            "--hard",
+            "3",
+            "--hard-pool",
+            "2",
+        ],
         "choose another output": [corpus, "--teacher", teacher_folder, "-o", teacher_folder],
     }
     for message, arguments in wrong.items():
@@ -380,7 +388,7 @@ def test_a_killed_run_continues_where_it_stopped(corpus, teacher_folder, labelle
 def test_two_processes_give_what_one_gives(corpus, teacher_folder, labelled, tmp_path):
     launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    script = [SCRIPT, corpus, "--teacher", teacher_folder, "-o", tmp_path / "two", "--shard-size", "5", "--hard"]
+    script = [SCRIPT, corpus, "--teacher", teacher_folder, "-o", tmp_path / "two", "--shard-size", "5", "--hard", "2"]
     result = subprocess.run(
         [sys.executable, *launch, *map(str, script)],
         cwd=REPOSITORY,
@@ -392,7 +400,7 @@ def test_two_processes_give_what_one_gives(corpus, teacher_folder, labelled, tmp
     assert result.returncode == 0, result.stderr
     assert "2 processes" in result.stderr
     assert result.stdout.count("AUC of positives") == 1
-    run(corpus, "--teacher", teacher_folder, "-o", tmp_path / "one", "--hard")
+    run(corpus, "--teacher", teacher_folder, "-o", tmp_path / "one", "--hard", 2)
     assert_equal_tables(tmp_path / "one", tmp_path / "two")
     assert len(list((tmp_path / "two_embeddings").rglob("clips-*.safetensors"))) == 7
 
