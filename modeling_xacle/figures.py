@@ -42,7 +42,8 @@ MIN_SPREAD = 0.2
 
 
 @contextmanager
-def _figure(width: float, height: float, columns: int = 1) -> Iterator[tuple[Figure, Any]]:
+def styled_figure(width: float, height: float, columns: int = 1) -> Iterator[tuple[Figure, Any]]:
+    """A figure of a size in inches in this project's style, and its axes side by side."""
     with rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure, figure.subplots(1, columns)
@@ -96,7 +97,7 @@ def draw_scatter(predictions: np.ndarray, references: np.ndarray, evaluation: Ma
     y_limits = _limits(predictions, references) if same_scale else _limits(references)
     margin = 0.05 * np.ptp(predictions) or 0.5
     x_limits = y_limits if same_scale else (predictions.min() - margin, predictions.max() + margin)
-    with _figure(3.6, 3.4) as (figure, axes):
+    with styled_figure(3.6, 3.4) as (figure, axes):
         density = _densities(predictions, references, [x_limits, y_limits])
         order = density.argsort()
         axes.scatter(
@@ -128,7 +129,7 @@ def draw_residuals(predictions: np.ndarray, references: np.ndarray) -> Figure:
         predictions (`np.ndarray` of shape `(N,)`), references (`np.ndarray` of shape `(N,)`): The pairs.
     """
     residuals = predictions - references
-    with _figure(6.6, 2.8, columns=2) as (figure, (left, right)):
+    with styled_figure(6.6, 2.8, columns=2) as (figure, (left, right)):
         left.scatter(predictions, residuals, s=5, color=BLUE, alpha=0.25, lw=0, rasterized=True)
         bins = np.array_split(predictions.argsort(kind="stable"), min(RESIDUAL_BINS, len(predictions)))
         means = np.array([(predictions[rows].mean(), residuals[rows].mean()) for rows in bins])
@@ -154,7 +155,7 @@ def draw_bands(bands: Sequence[Mapping[str, float]]) -> Figure:
     """
     names = [f"{band['low']} to {band['high']}\nn={band['N']}" for band in bands]
     places = np.arange(len(bands))
-    with _figure(max(3.0, 0.55 * len(bands) + 1), 2.8) as (figure, axes):
+    with styled_figure(max(3.0, 0.55 * len(bands) + 1), 2.8) as (figure, axes):
         axes.bar(places, [band["RMSE"] for band in bands], width=0.7, color=BLUE, alpha=0.3, label="RMSE")
         margins = [NORMAL_95 * band["bias_error"] for band in bands]
         axes.errorbar(
@@ -190,7 +191,7 @@ def draw_groups(column: str, groups: Mapping[str, Mapping[str, Any]], evaluation
     measured = [(name, group) for name, group in groups.items() if group["metrics"]]
     measured.sort(key=lambda item: item[1]["metrics"]["SRCC"])
     places = np.arange(len(measured))
-    with _figure(6.6, 1.1 + 0.27 * len(measured), columns=2) as (figure, both):
+    with styled_figure(6.6, 1.1 + 0.27 * len(measured), columns=2) as (figure, both):
         for axes, metric in zip(both, ("SRCC", "MSE"), strict=True):
             values = np.array([group["metrics"][metric] for _, group in measured])
             ends = np.array([group["intervals"][metric] for _, group in measured]).reshape(-1, 2).T
@@ -226,7 +227,7 @@ def draw_reliability(calibration: ScoreCalibration, predictions: np.ndarray, ref
         predictions (`np.ndarray` of shape `(N,)`), references (`np.ndarray` of shape `(N,)`): The pairs, at least 2.
     """
     calibrated = calibration(predictions)
-    with _figure(6.6, 3.2, columns=2) as (figure, (left, right)):
+    with styled_figure(6.6, 3.2, columns=2) as (figure, (left, right)):
         left.scatter(predictions, references, s=5, color=GREY, alpha=0.25, lw=0, rasterized=True)
         grid = np.linspace(predictions.min(), predictions.max(), 500)
         left.plot(grid, calibration(grid), color=ORANGE, lw=1.8, label=f"{calibration.method} map")

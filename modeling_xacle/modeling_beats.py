@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_xacle import BeatsConfig
+from .modeling_linear import use_onednn
 
 
 @dataclass
@@ -40,6 +42,8 @@ class BeatsClassifierOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)  # what is kept serves training too
 def relative_position_buckets(
     num_tokens: int, num_buckets: int, max_distance: int, device: torch.device | None = None
 ) -> torch.Tensor:
@@ -205,9 +209,10 @@ class BeatsLayer(GradientCheckpointingLayer):
     def forward(self, hidden_states: torch.Tensor, position_bias: torch.Tensor) -> torch.Tensor:
         """Hidden states of shape `(batch_size, num_tokens, hidden_size)`, as the input's."""
         attended, _ = self.self_attn(hidden_states, position_bias)
-        hidden_states = self.self_attn_layer_norm(hidden_states * self.residual_scale + self.dropout(attended))
+        attended = torch.add(self.dropout(attended), hidden_states, alpha=self.residual_scale)
+        hidden_states = self.self_attn_layer_norm(attended)
         expanded = self.fc2(self.activation(self.fc1(hidden_states)))
-        return self.final_layer_norm(hidden_states * self.residual_scale + self.dropout(expanded))
+        return self.final_layer_norm(torch.add(self.dropout(expanded), hidden_states, alpha=self.residual_scale))
 
 
 class BeatsPreTrainedModel(PreTrainedModel):
@@ -259,6 +264,7 @@ class BeatsModel(BeatsPreTrainedModel):
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.layers = nn.ModuleList([BeatsLayer(config) for _ in range(config.num_hidden_layers)])
         self.gradient_checkpointing = False
+        use_onednn(self)
         self.post_init()
 
     @merge_with_config_defaults
@@ -276,7 +282,7 @@ class BeatsModel(BeatsPreTrainedModel):
             over time first: `num_mel_bins // patch_size` neighbours share one time step. 10 s (998 frames) give 62 * 8
             = 496 tokens.
         """
-        self._check_input(input_features)
+        self.check_input(input_features)
         patches = self.patch_embedding(input_features.to(self.dtype).unsqueeze(1))  # (B, T, F) -> (B, E, T/16, F/16)
         tokens = patches.flatten(2).transpose(1, 2)  # -> (B, N, E)
         hidden_states = self.patch_projection(self.patch_layer_norm(tokens))  # -> (B, N, D)
@@ -287,7 +293,13 @@ class BeatsModel(BeatsPreTrainedModel):
             hidden_states = layer(hidden_states, position_bias)
         return BaseModelOutput(last_hidden_state=hidden_states)
 
-    def _check_input(self, input_features: torch.Tensor) -> None:
+    def check_input(self, input_features: torch.Tensor) -> None:
+        """
+        Whether these are spectrograms `(batch_size, num_frames, num_mel_bins)` that can be encoded.
+
+        Raises:
+            ValueError: They are not.
+        """
         config = self.config
         shape = tuple(input_features.shape)
         if len(shape) != 3 or shape[2] != config.num_mel_bins or shape[1] < config.patch_size:
@@ -299,8 +311,8 @@ class BeatsModel(BeatsPreTrainedModel):
 
     def _position_bias(self, num_tokens: int) -> torch.Tensor:
         """
-        Bias of each head for each distance, `(1, H, N, N)`; buckets are computed here because buffers and meta loading
-        do not mix.
+        Bias of each head for each distance, `(1, H, N, N)`, in memory too; buckets are no buffer because buffers and
+        meta loading do not mix.
         """
         weight = self.relative_position_bias.weight
         buckets = relative_position_buckets(
@@ -309,7 +321,7 @@ class BeatsModel(BeatsPreTrainedModel):
             self.config.relative_position_max_distance,
             weight.device,
         )
-        return self.relative_position_bias(buckets).permute(2, 0, 1).unsqueeze(0)
+        return self.relative_position_bias(buckets).permute(2, 0, 1).unsqueeze(0).contiguous()  # -> (1, H, N, N)
 
 
 class BeatsForAudioClassification(BeatsPreTrainedModel):

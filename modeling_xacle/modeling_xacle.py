@@ -14,6 +14,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_xacle import XacleConfig
 from .modeling_beats import BeatsModel
+from .modeling_linear import linear, use_onednn
 
 
 @dataclass
@@ -26,6 +27,8 @@ class XacleOutput(ModelOutput):
         logits (`torch.Tensor` of shape `(batch_size,)`): Score head output in label units: -1 not at all, 1 exactly;
             unbounded.
         scores (`torch.Tensor` of shape `(batch_size,)`): Calibrated score on the listeners' scale (0-10), not clamped.
+        caption_log_likelihood (`torch.Tensor` of shape `(batch_size,)`, *optional*): Mean log-probability of the
+            caption's tokens and its end, where the config says `caption_likelihood`.
         hidden_states (`tuple` of `torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*): Of
             the language model: the embeddings, then each layer's output, where `output_hidden_states=True`.
         attentions (`tuple` of `torch.Tensor` of shape `(batch_size, num_heads, sequence_length, sequence_length)`,
@@ -35,6 +38,7 @@ class XacleOutput(ModelOutput):
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     scores: torch.Tensor | None = None
+    caption_log_likelihood: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
 
@@ -71,6 +75,8 @@ class XacleProjector(nn.Module):
 NUM_LEAST = 4
 NUM_LIKELIHOOD_FEATURES = NUM_LEAST + 4
 LENGTH_UNIT = 16  # tokens
+# A tensor larger than this would leave the cache, and glibc would ask the system for its memory anew each time.
+CPU_CACHE_BYTES = 2**25
 # First weight of the mean, which varies by about one among captions, while a label does by about one half.
 INITIAL_LIKELIHOOD_WEIGHT = 0.5
 
@@ -178,6 +184,7 @@ class XacleModel(XaclePreTrainedModel):
         # In the dtype of everything built here, not the one in the language model's own config.
         self.language_model = AutoModel.from_config(config.text_config, dtype=torch.get_default_dtype())
         self.score_head = XacleScoreHead(config)
+        use_onednn(self)
         self.post_init()
 
     def train(self, mode: bool = True) -> "XacleModel":
@@ -211,8 +218,21 @@ class XacleModel(XaclePreTrainedModel):
         Returns:
             `torch.Tensor` of shape `(batch_size, num_audio_tokens, audio_hidden_size)`.
         """
-        tokens = self.audio_tower(input_features).last_hidden_state  # (B, T, F) -> (B, N, D)
-        return nn.functional.adaptive_avg_pool1d(tokens.transpose(1, 2), self.config.num_audio_tokens).transpose(1, 2)
+        clips_at_once = self._clips_at_once(input_features)
+        tokens = [self.audio_tower(clips).last_hidden_state for clips in input_features.split(clips_at_once)]
+        tokens = torch.cat(tokens).transpose(1, 2)  # (B, T, F) -> (B, N, D) -> (B, D, N)
+        return nn.functional.adaptive_avg_pool1d(tokens, self.config.num_audio_tokens).transpose(1, 2)
+
+    def _clips_at_once(self, input_features: torch.Tensor) -> int:
+        """Clips in one pass of the encoder: on a CPU, as many as leave a layer's largest tensor in its cache."""
+        self.audio_tower.check_input(input_features)
+        num_clips, num_frames = input_features.shape[:2]
+        if input_features.device.type != "cpu":
+            return max(1, num_clips)
+        config = self.config.audio_config
+        num_tokens = (num_frames // config.patch_size) * (config.num_mel_bins // config.patch_size)
+        widest = max(config.num_attention_heads * num_tokens, config.intermediate_size)
+        return max(1, CPU_CACHE_BYTES // (4 * max(1, num_tokens * widest)))
 
     @can_return_tuple
     def forward(
@@ -248,6 +268,7 @@ class XacleModel(XaclePreTrainedModel):
             ValueError: Not exactly one of `input_features` and `audio_features`; padding before the end; a sequence
                 without its audio tokens or its `[SCORE]`.
         """
+        # Before the encoder starts: on a GPU, a check waits for all that was begun.
         self._check_inputs(input_ids, attention_mask, input_features, audio_features, labels)
         if audio_features is None:
             audio_features = self.get_audio_features(input_features)
@@ -257,7 +278,7 @@ class XacleModel(XaclePreTrainedModel):
             output_hidden_states=choose(output_hidden_states, self.config.output_hidden_states),
             output_attentions=choose(output_attentions, self.config.output_attentions),
         )
-        score_states = outputs.last_hidden_state[self._score_mask(input_ids)]  # (B, S, H) -> (B, H)
+        score_states = self._score_states(input_ids, outputs.last_hidden_state)  # (B, S, H) -> (B, H)
         likelihood = None
         if self.config.caption_likelihood:
             likelihood = self._caption_likelihood(input_ids, outputs.last_hidden_state)
@@ -269,12 +290,13 @@ class XacleModel(XaclePreTrainedModel):
             loss=loss,
             logits=logits,
             scores=self.config.logits_to_scores(logits),
+            caption_log_likelihood=None if likelihood is None else likelihood[:, 0],
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
 
-    @staticmethod
     def _check_inputs(
+        self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None,
         input_features: torch.Tensor | None,
@@ -287,8 +309,19 @@ class XacleModel(XaclePreTrainedModel):
             raise ValueError(
                 f"labels has shape {tuple(labels.shape)}, expected one target a pair: ({len(input_ids)},)."
             )
-        if attention_mask is None:
-            return
+        if ((input_ids == self.config.score_token_id).sum(dim=1) != 1).any():
+            raise ValueError(
+                "Each sequence needs exactly one [SCORE] token: use the processor that was saved with this model."
+            )
+        if audio_features is None:
+            self.check_audio_tokens(input_ids, len(input_features), self.config.num_audio_tokens)
+        else:
+            self.check_audio_tokens(input_ids, *audio_features.shape[:2])
+        if attention_mask is not None:
+            self._check_padding(input_ids, attention_mask)
+
+    @staticmethod
+    def _check_padding(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> None:
         if attention_mask.shape != input_ids.shape:
             raise ValueError(
                 f"attention_mask has shape {tuple(attention_mask.shape)}, but input_ids {tuple(input_ids.shape)}."
@@ -298,18 +331,31 @@ class XacleModel(XaclePreTrainedModel):
                 "attention_mask has tokens after padding; XacleProcessor pads at the end, as the model needs it."
             )
 
+    def check_audio_tokens(self, input_ids: torch.Tensor, num_clips: int, num_audio_tokens: int) -> None:
+        """
+        Whether sequences `(batch_size, sequence_length)` have room for as many clips of so many tokens.
+
+        Raises:
+            ValueError: They have not.
+        """
+        counts = (input_ids == self.config.audio_token_id).sum(dim=1)
+        if len(input_ids) != num_clips or (counts != num_audio_tokens).any():
+            raise ValueError(
+                f"{len(input_ids)} sequences with {sorted(set(counts.tolist()))} [AUDIO] tokens do not fit "
+                f"{num_clips} clips with {num_audio_tokens}: use the processor saved with this model."
+            )
+
     def embed(self, input_ids: torch.Tensor, audio_features: torch.Tensor) -> torch.Tensor:
         """Embeddings `(B, S, H)` of the sequence, with the projected audio in the places of `[AUDIO]`."""
         mask = input_ids == self.config.audio_token_id
-        counts = mask.sum(dim=1)
-        if len(input_ids) != len(audio_features) or (counts != audio_features.shape[1]).any():
-            raise ValueError(
-                f"{len(input_ids)} sequences with {sorted(set(counts.tolist()))} [AUDIO] tokens do not fit "
-                f"{len(audio_features)} clips with {audio_features.shape[1]}: use the processor saved with this model."
-            )
         embeddings = self.get_input_embeddings()(input_ids)
         projected = self.projector(audio_features.to(self.projector.up_proj.weight.dtype))
         return embeddings.masked_scatter(mask.unsqueeze(-1), projected.to(embeddings.dtype))
+
+    def _score_states(self, input_ids: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Hidden states `(B, H)` at `[SCORE]`, found without a GPU's being waited for."""
+        places = (input_ids == self.config.score_token_id).int().argmax(dim=1)
+        return hidden_states[torch.arange(len(input_ids), device=input_ids.device), places]
 
     def _caption_likelihood(self, input_ids: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
         """
@@ -328,19 +374,11 @@ class XacleModel(XaclePreTrainedModel):
         predicted = (places > first) & (places <= last)  # (B, S): the caption, and [SCORE] in the place of its end
         targets = input_ids.masked_fill(is_score, config.end_token_id)[predicted]
         embeddings = self.get_input_embeddings().weight
-        logits = hidden_states[:, :-1][predicted[:, 1:]].to(embeddings.dtype) @ embeddings.T  # (B, S, H) -> (T, V)
+        states = hidden_states[:, :-1][predicted[:, 1:]].to(embeddings.dtype)  # (B, S, H) -> (T, H)
+        logits = linear(states, embeddings)  # -> (T, V)
         log_probabilities = -nn.functional.cross_entropy(logits.float(), targets, reduction="none")  # -> (T,)
         distances = logits.gather(1, targets[:, None]).squeeze(1).float() - logits.max(dim=1).values.float()
         return likelihood_features(log_probabilities, distances, predicted, last)
-
-    def _score_mask(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Where `[SCORE]` is, `(B, S)`, once in each sequence."""
-        mask = input_ids == self.config.score_token_id
-        if (mask.sum(dim=1) != 1).any():
-            raise ValueError(
-                "Each sequence needs exactly one [SCORE] token: use the processor that was saved with this model."
-            )
-        return mask
 
 
 class XacleForConditionalGeneration(XaclePreTrainedModel, GenerationMixin):
@@ -413,6 +451,7 @@ class XacleForConditionalGeneration(XaclePreTrainedModel, GenerationMixin):
         if audio_features is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         else:
+            self.model.check_audio_tokens(input_ids, *audio_features.shape[:2])
             inputs_embeds = self.model.embed(input_ids, audio_features)
         outputs = self.model.language_model(
             inputs_embeds=inputs_embeds,

@@ -259,26 +259,26 @@ class AudioTextAlignmentPipeline(Pipeline):
         scores = []
         with evaluation_mode(self.model):
             for start in range(0, len(windows), pass_size):
-                scores += self._score_windows(windows[start : start + pass_size], pass_size)
+                scores.append(self._score_windows(windows[start : start + pass_size], pass_size))
         shapes = [(len(item["spans"]), len(item["sequences"])) for item in items]
         parts = torch.cat(scores).split([num_windows * num_captions for num_windows, num_captions in shapes])
         return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
-    def _score_windows(
-        self, windows: list[tuple[dict[str, Any], tuple[int, int]]], pass_size: int
-    ) -> list[torch.Tensor]:
-        """Scores, in parts of shape `(pairs,)`, of each window with each of its captions."""
+    def _score_windows(self, windows: list[tuple[dict[str, Any], tuple[int, int]]], pass_size: int) -> torch.Tensor:
+        """Scores `(num_pairs,)` of each window with each of its captions."""
         extractor = self.processor.feature_extractor
         waveforms = torch.stack([extractor.fit(item["waveform"][start:end]) for item, (start, end) in windows])
         audio_features = self.model.get_audio_features(
             extractor.log_mel(waveforms)
         )  # (W, N) -> (W, num_audio_tokens, D)
         pairs = [(row, ids) for row, (item, _) in enumerate(windows) for ids in item["sequences"]]
-        scores = []
+        order = sorted(range(len(pairs)), key=lambda index: len(pairs[index][1]))  # little padding in each pass
+        scores = audio_features.new_empty(len(pairs), dtype=torch.float32)
         for start in range(0, len(pairs), pass_size):
-            rows, sequences = zip(*pairs[start : start + pass_size], strict=True)
+            places = order[start : start + pass_size]
+            rows, sequences = zip(*(pairs[place] for place in places), strict=True)
             batch = self.processor.pad(sequences, device=self.model.device)
-            scores.append(self.model(**batch, audio_features=audio_features[list(rows)]).scores.float())
+            scores[places] = self.model(**batch, audio_features=audio_features[list(rows)]).scores.float()
         return scores
 
     def postprocess(

@@ -1,14 +1,22 @@
-"""The commands of the bundled model and of the ablation, and the table that is made of scores."""
+"""
+The commands of the bundled model, of the ablation and of the speed benchmark: their tables, and that the reference
+design, the fast paths and the counted operations are what they are said to be.
+"""
 
 import importlib
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from conftest import EXPECTED, PARITY, run_script
 from safetensors.torch import load_file
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import pipeline
 
-from modeling_xacle import DEFAULT_MODEL
+from modeling_xacle import DEFAULT_MODEL, modeling_linear, modeling_xacle
 from modeling_xacle.recipes import parse_arguments
 
 ROOT = Path(__file__).parents[1]
@@ -95,3 +103,135 @@ def test_the_bundled_model_is_small():
     assert sum(file.stat().st_size for file in folder.iterdir() if file.suffix != ".py") < 12e6
     assert {tensor.dtype.itemsize for tensor in load_file(folder / "model.safetensors").values()} == {4}
     assert "synthetic" in (folder / "README.md").read_text().lower()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Speed
+
+
+@pytest.fixture(scope="module")
+def speed():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        names = ("run", "reference", "operations", "workbench", "measuring", "training_steps")
+        yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
+
+
+@pytest.fixture(scope="module")
+def bench(speed):
+    return speed.workbench.Workbench(torch.device("cpu"), small=True)
+
+
+def test_the_reference_gives_the_published_scores_alone_and_beside_others(speed, model, processor):
+    """The longer captions of a batch move the audio of the others: the published scores show it, and so must these."""
+    pairs = EXPECTED["pairs"]
+    spectrograms = torch.cat(
+        [processor.feature_extractor(PARITY / "wav" / pair["wav"])["input_features"] for pair in pairs]
+    )
+    features = speed.reference.audio_features(model, spectrograms)
+    captions = [processor.tokenize_caption(pair["text"])[0][: -len(processor.audio_and_score_ids)] for pair in pairs]
+    alone = [
+        speed.reference.score(model, [caption], clip[None]).item()
+        for caption, clip in zip(captions, features, strict=True)
+    ]
+    torch.testing.assert_close(alone, [pair["raw"] for pair in pairs], atol=1e-5, rtol=0)
+
+
+def test_the_reference_computes_the_same_spectrogram(speed, bench):
+    waveforms = bench.waveforms(3)
+    ours, plain = bench.extractor.log_mel(waveforms), speed.reference.log_mel(bench.extractor, waveforms)
+    torch.testing.assert_close(ours, plain, atol=2e-3, rtol=0)
+
+
+def test_ours_alone_and_in_a_batch_equals_the_reference_one_by_one(bench):
+    waveforms, captions = bench.waveforms(5), bench.captions(5)
+    alone = torch.cat([bench.reference_scores(waveforms[i : i + 1], captions[i : i + 1]) for i in range(5)])
+    ours = torch.cat([bench.scores(waveforms[i : i + 1], captions[i : i + 1]) for i in range(5)])
+    torch.testing.assert_close(ours, alone, atol=1e-4, rtol=0)
+    torch.testing.assert_close(bench.scores(waveforms, captions, pass_size=5), alone, atol=1e-4, rtol=0)
+
+
+def test_fast_and_plain_paths_agree(speed, bench, monkeypatch):
+    waveforms, captions = bench.waveforms(4), bench.captions(8)
+    monkeypatch.setattr(modeling_linear, "SMALLEST_PRODUCT", 1)
+    fast = bench.scores(waveforms, captions)
+    bench.model.set_attn_implementation("eager")
+    monkeypatch.setattr(modeling_xacle, "CPU_CACHE_BYTES", 1)
+    with speed.reference.plain_products():
+        plain = bench.scores(waveforms, captions)
+    bench.model.set_attn_implementation("sdpa")
+    torch.testing.assert_close(fast, plain, atol=1e-4, rtol=0)
+
+
+def counted(function):
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
+def test_operations_of_a_pass_are_those_that_run(speed, bench):
+    config, operations = bench.config, speed.operations
+    bench.model.set_attn_implementation("eager")  # the counter does not know the CPU's fused kernel
+    lengths, captions, spectrograms = [12] * 3, [[1] * 12] * 3, bench.extractor.log_mel(bench.waveforms(3))
+    features = bench.encode(spectrograms)
+    encoder = operations.encoder_products(config, 3, bench.num_frames)
+    assert counted(lambda: bench.encode(spectrograms)) == operations.total(encoder)
+    front_end = operations.front_end_products(config, 3, bench.num_frames)
+    assert counted(lambda: bench.extractor.log_mel(bench.waveforms(3))) == operations.total(front_end)
+    text = operations.score_products(config, lengths)
+    assert counted(lambda: bench.logits(captions, features)) == operations.total(text)
+    bench.model.set_attn_implementation("sdpa")
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_operations_of_a_step_are_those_that_run(stage, rank, speed, bench, monkeypatch):
+    monkeypatch.setattr(bench, "lengths", lambda pairs: [12] * pairs)
+    bench.captioner.set_attn_implementation("eager")
+    with bench.stage(stage, rank) as model:
+        steps = speed.training_steps.TrainingSteps(bench, model, stage, 2).forms()
+        steps["ours, cached"]()
+        for form, cached in (("ours, cached", True), ("ours", False)):
+            products = speed.operations.step_products(bench.config, stage, [12, 12], cached, rank, bench.num_frames)
+            assert counted(steps[form]) == speed.operations.total(products), form
+    bench.captioner.set_attn_implementation("sdpa")
+
+
+def test_the_published_size(speed):
+    config = speed.workbench.make_config(speed.workbench.make_processor(100))
+    with torch.device("meta"):
+        model = modeling_xacle.XacleModel(config)
+    assert sum(weight.numel() for weight in model.parameters()) == 594_996_849
+    operations = speed.operations.total(speed.operations.pair_products(config, [15]))
+    assert operations == pytest.approx(186e9, rel=0.01)
+
+
+def test_the_command_measures_everything(speed, tmp_path):
+    code, shown, message = run_script(ROOT / "benchmarks/run.py", "--smoke", "-o", tmp_path)
+    assert code == 0, message
+    results = json.loads((tmp_path / "speed.json").read_text())
+    assert set(results["cpu fp32"]["sections"]) == set(speed.run.SECTIONS)
+    assert "scale" in results
+    for section in results["cpu fp32"]["sections"].values():
+        for row in section["rows"]:
+            assert row["ours"]["seconds"] > 0 and row["ours"]["peak_memory"] > 0
+    table = (tmp_path / "speed.md").read_text()
+    assert table in shown
+    assert ("## cuda fp32\n\nNot measured." in table) == (not torch.cuda.is_available())
+    assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_section_by_itself_leaves_the_others(speed, tmp_path):
+    for section in ("encoder", "front_end"):
+        run_script(ROOT / "benchmarks/run.py", "--smoke", "-o", tmp_path, "--only", section)
+    results = json.loads((tmp_path / "speed.json").read_text())
+    assert list(results["cpu fp32"]["sections"]) == ["front_end", "encoder"]
+
+
+def test_rivals_run_in_turn(speed):
+    calls = []
+    found = speed.measuring.compare(
+        {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, torch.device("cpu"), 3
+    )
+    assert calls == ["a", "b"] * 4
+    assert found["a"]["runs"] == 3 and found["a"]["fastest"] <= found["a"]["seconds"]

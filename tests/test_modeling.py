@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from conftest import SAMPLING_RATE
+from torch import nn
 from transformers import AutoModel
 
 from modeling_xacle import BeatsConfig, BeatsForAudioClassification, BeatsModel, XacleConfig, XacleModel
@@ -284,6 +285,32 @@ def test_position_buckets_by_hand():
     buckets = relative_position_buckets(6, num_buckets=8, max_distance=8)
     assert buckets[0].tolist() == [0, 5, 6, 6, 7, 7]
     assert buckets[5].tolist() == [3, 3, 2, 2, 1, 0]
+
+
+def test_position_buckets_are_kept_and_serve_training(model):
+    relative_position_buckets.cache_clear()
+    features = torch.zeros(1, 64, 128)
+    with torch.inference_mode():
+        model.audio_tower(features)
+    model.audio_tower(features).last_hidden_state.sum().backward()
+    assert relative_position_buckets.cache_info().misses == 1
+    assert model.audio_tower.relative_position_bias.weight.grad is not None
+
+
+@torch.no_grad()
+def test_causal_attention_without_a_mask(model, processor, noise, monkeypatch):
+    """A mask would keep PyTorch from its faster causal kernel."""
+    attend, masks = nn.functional.scaled_dot_product_attention, []
+
+    def watched(*args, attn_mask=None, is_causal=False, **kwargs):
+        masks.append((attn_mask is None, is_causal))
+        return attend(*args, attn_mask=attn_mask, is_causal=is_causal, **kwargs)
+
+    inputs = processor(text=["A dog barks", "Rain falls on a tin roof"], audio=noise[:2], sampling_rate=16000)
+    features = model.get_audio_features(inputs.pop("input_features"))
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", watched)
+    model(**inputs, audio_features=features)
+    assert masks == [(True, True)] * model.config.text_config.num_hidden_layers
 
 
 @pytest.mark.parametrize(

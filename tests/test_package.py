@@ -16,8 +16,9 @@ TRAVELS = {
     "configuration_xacle": {"pipeline_xacle"},
     "feature_extraction_xacle": set(),
     "processing_xacle": {"feature_extraction_xacle"},
-    "modeling_beats": {"configuration_xacle"},
-    "modeling_xacle": {"configuration_xacle", "modeling_beats"},
+    "modeling_linear": set(),
+    "modeling_beats": {"configuration_xacle", "modeling_linear"},
+    "modeling_xacle": {"configuration_xacle", "modeling_beats", "modeling_linear"},
     "pipeline_xacle": {"feature_extraction_xacle", "processing_xacle"},
 }
 ALLOWED = {"torch", "torchaudio", "transformers", "numpy", "soundfile"}

@@ -1,0 +1,84 @@
+"""What scoring a table costs: time a pair with 1, 2 and 4 processes, and memory at two sizes of table."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+ROOT = Path(__file__).parents[1]
+LAUNCHER = ROOT / "accelerate_configs" / "cpu_2_processes.yaml"
+PROCESSES = (1, 2, 4)
+# Pairs of the tables: the difference in time between two of them is without what it takes to start.
+SHORT, LONG = 512, 2048
+SAMPLING_RATE, SECONDS, SOUNDS = 16000, 10, 16
+PAIRS_PER_CLIP = 4
+
+
+def write_table(folder: Path, pairs: int) -> Path:
+    """A table of so many pairs, of clips with `PAIRS_PER_CLIP` captions; each clip is a file of its own name."""
+    generator = np.random.default_rng(0)
+    for index in range(SOUNDS):
+        noise = (0.1 * generator.standard_normal(SECONDS * SAMPLING_RATE)).astype(np.float32)
+        soundfile.write(folder / f"sound{index}.wav", noise, SAMPLING_RATE)
+    lines = ["audio,text"]
+    for row in range(pairs):
+        clip = row // PAIRS_PER_CLIP
+        link = folder / f"{clip}.wav"
+        if not link.is_symlink():
+            link.symlink_to(folder / f"sound{clip % SOUNDS}.wav")
+        lines.append(f"{link.name},A dog barks {row} times while rain falls on a roof")
+    table = folder / f"{pairs}.csv"
+    table.write_text("\n".join(lines) + "\n")
+    return table
+
+
+def score(table: Path, processes: int) -> dict[str, float]:
+    """
+    Score a table with the bundled model, on one thread a process: wall-clock `seconds`, and the most bytes that any
+    one process had (`peak_memory`).
+
+    Raises:
+        RuntimeError: The command failed.
+    """
+    launch = ["-m", "accelerate.commands.launch", "--config_file", str(LAUNCHER), "--main_process_port", "0"]
+    launch += ["--num_processes", str(processes), "--module"]
+    output = table.with_name(f"{table.stem}_{processes}.csv")
+    command = [*(launch if processes > 1 else ["-m"]), "modeling_xacle.cli", "score", str(table), "-o", str(output)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    start = time.perf_counter()
+    with open(table.with_suffix(".log"), "w") as log:
+        process = subprocess.Popen(
+            [sys.executable, *command, "--device", "cpu"], env=environment, stdout=log, stderr=log
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"Scoring a table failed:\n{table.with_suffix('.log').read_text()[-2000:]}")
+    return {"seconds": time.perf_counter() - start, "peak_memory": usage.ru_maxrss * 1024}
+
+
+def measure_tables(smoke: bool = False) -> list[dict[str, Any]]:
+    """Of each number of processes: seconds a pair, seconds to start, and peak memory with the short and long table."""
+    sizes = (8, 16) if smoke else (SHORT, LONG)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        tables = [write_table(Path(folder), pairs) for pairs in sizes]
+        for processes in PROCESSES[:1] if smoke else PROCESSES:
+            short, long = (score(table, processes) for table in tables)
+            pair = (long["seconds"] - short["seconds"]) / (sizes[1] - sizes[0])
+            rows.append(
+                {
+                    "processes": processes,
+                    "pairs": list(sizes),
+                    "seconds a pair": pair,
+                    "seconds to start": short["seconds"] - pair * sizes[0],
+                    "peak_memory": [short["peak_memory"], long["peak_memory"]],
+                }
+            )
+    return rows

@@ -1,0 +1,188 @@
+"""What is measured: a model with random weights and its inputs, run as this project does and as the reference does."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import reference
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import AutoTokenizer, Qwen2Config
+
+from modeling_xacle import DEFAULT_MODEL
+from modeling_xacle.configuration_xacle import BeatsConfig, XacleConfig
+from modeling_xacle.feature_extraction_xacle import XacleFeatureExtractor
+from modeling_xacle.modeling_xacle import XacleForConditionalGeneration, XacleModel
+from modeling_xacle.pipeline_xacle import AudioTextAlignmentPipeline
+from modeling_xacle.processing_xacle import SPECIAL_TOKENS, XacleProcessor
+from modeling_xacle.recipes import StageArguments
+from modeling_xacle.training import choose_trained
+
+# Caption lengths in tokens, in turn: those of AudioCaps are mostly of this size.
+LENGTHS = range(12, 20)
+ORDINARY_TOKENS = 300  # ids below are words in any vocabulary
+TRAINED = {1: ["projector", "language_model"], 2: ["projector", "score_head"], 3: ["projector", "score_head"]}
+LORA_RANK = 16
+
+SMALL_AUDIO = {
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 96,
+    "patch_embedding_size": 32,
+}
+SMALL_TEXT = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
+SMALL_HEAD = {"projector_intermediate_size": 32, "score_head_hidden_size": 16, "score_head_output_size": 8}
+PUBLISHED_TEXT = {"hidden_size": 896, "num_hidden_layers": 24, "num_attention_heads": 14, "intermediate_size": 4864}
+
+
+def make_processor(num_audio_tokens: int) -> XacleProcessor:
+    """The published front end, with the bundled model's tokenizer: what it costs is not measured."""
+    tokenizer = AutoTokenizer.from_pretrained(DEFAULT_MODEL)
+    return XacleProcessor(XacleFeatureExtractor(), tokenizer, num_audio_tokens)
+
+
+def make_config(processor: XacleProcessor, small: bool = False) -> XacleConfig:
+    """Of the published size, or of one that is done in seconds; special tokens are the processor's."""
+    sizes = SMALL_TEXT if small else PUBLISHED_TEXT
+    text = Qwen2Config(vocab_size=1000 if small else 151669, num_key_value_heads=2, eos_token_id=0, **sizes)
+    names = ("audio_start_token_id", "audio_end_token_id", "score_token_id", "audio_token_id")
+    return XacleConfig(
+        audio_config=BeatsConfig(**(SMALL_AUDIO if small else {})),
+        text_config=text,
+        num_audio_tokens=processor.num_audio_tokens,
+        **dict(zip(names, processor.tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS), strict=True)),
+        **(SMALL_HEAD if small else {}),
+    )
+
+
+class Workbench:
+    """
+    A model on a device, with sounds and captions.
+
+    Args:
+        device (`torch.device`): Where all is computed.
+        dtype (`torch.dtype`): Of our products: fp32, or bf16 by autocast. The reference computes in fp32.
+        small (`bool`): A model and sounds that are done in seconds.
+    """
+
+    def __init__(self, device: torch.device, dtype: torch.dtype = torch.float32, small: bool = False):
+        torch.manual_seed(0)
+        self.device, self.dtype, self.small = device, dtype, small
+        self.processor = make_processor(20 if small else 100)
+        self.config = make_config(self.processor, small)
+        self.captioner = XacleForConditionalGeneration(self.config).to(device).eval()
+        self.model: XacleModel = self.captioner.model
+        self.extractor = self.processor.feature_extractor
+        if small:
+            self.extractor.max_seconds = 1.0
+        self.align = AudioTextAlignmentPipeline(self.model, processor=self.processor, device=device)
+
+    @property
+    def num_frames(self) -> int:
+        """Of a clip's spectrogram."""
+        return self.extractor.log_mel(self.waveforms(1)).shape[1]
+
+    def waveforms(self, clips: int) -> torch.Tensor:
+        """Noise `(batch_size, samples)`."""
+        samples = round(self.extractor.max_seconds * self.extractor.sampling_rate)
+        return 0.1 * torch.randn(clips, samples, generator=torch.Generator().manual_seed(1)).to(self.device)
+
+    def lengths(self, pairs: int) -> list[int]:
+        """Of so many captions, in tokens."""
+        return [LENGTHS[index % len(LENGTHS)] for index in range(pairs)]
+
+    def captions(self, pairs: int) -> list[list[int]]:
+        """Random captions, as token ids."""
+        generator = torch.Generator().manual_seed(2)
+        return [
+            torch.randint(ORDINARY_TOKENS, (length,), generator=generator).tolist() for length in self.lengths(pairs)
+        ]
+
+    def autocast(self) -> AbstractContextManager:
+        """For our products."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def pad(self, captions: list[list[int]]) -> dict[str, torch.Tensor]:
+        """Sequences `(batch_size, sequence_length)` of captions, padded at the end."""
+        return self.processor.pad([[*ids, *self.processor.audio_and_score_ids] for ids in captions], self.device)
+
+    @torch.no_grad()
+    def encode(self, input_features: torch.Tensor) -> torch.Tensor:
+        """Audio features of spectrograms `(batch_size, num_frames, num_mel_bins)`, ours."""
+        with self.autocast():
+            return self.model.get_audio_features(input_features)
+
+    @torch.no_grad()
+    def logits(self, captions: list[list[int]], features: torch.Tensor) -> torch.Tensor:
+        """Logits `(batch_size,)` of captions with as many clips' features, ours."""
+        with self.autocast():
+            return self.model(**self.pad(captions), audio_features=features).logits
+
+    @torch.no_grad()
+    def reference_logits(self, captions: list[list[int]], features: torch.Tensor) -> torch.Tensor:
+        """Logits `(batch_size,)` of captions with as many clips' features, the reference's."""
+        return reference.score(self.model, captions, features)
+
+    def reference_encode(self, waveforms: torch.Tensor) -> torch.Tensor:
+        """Audio features of waveforms `(batch_size, samples)`, the reference's."""
+        return reference.audio_features(self.model, reference.log_mel(self.extractor, waveforms))
+
+    @torch.no_grad()
+    def scores(self, waveforms: torch.Tensor, captions: list[list[int]], pass_size: int = 8) -> torch.Tensor:
+        """
+        Scores `(num_pairs,)` of captions, of which equally many belong to each of the waveforms `(num_clips, samples)`,
+        by the pipeline.
+        """
+        share = len(captions) // len(waveforms)
+        sequences = [[*ids, *self.processor.audio_and_score_ids] for ids in captions]
+        items = [
+            {"waveform": clip, "spans": [(0, len(clip))], "sequences": sequences[row * share : (row + 1) * share]}
+            for row, clip in enumerate(waveforms)
+        ]
+        with self.autocast():
+            return torch.cat([part.flatten() for part in self.align.forward(items, pass_size=pass_size)])
+
+    @torch.no_grad()
+    def reference_scores(self, waveforms: torch.Tensor, captions: list[list[int]], pass_size: int = 8) -> torch.Tensor:
+        """The reference's scores `(num_pairs,)`: each caption has its own copy of its clip encoded."""
+        clips = waveforms.repeat_interleave(len(captions) // len(waveforms), dim=0)
+        logits = [
+            self.reference_logits(captions[start : start + pass_size], self.reference_encode(part))
+            for start, part in zip(range(0, len(captions), pass_size), clips.split(pass_size), strict=True)
+        ]
+        return self.config.logits_to_scores(torch.cat(logits))
+
+    @contextmanager
+    def stage(self, stage: int, lora_rank: int = 0) -> Iterator[nn.Module]:
+        """The model with the parts that a stage trains, and afterwards as it was."""
+        whole = self.captioner if stage == 1 else self.model
+        trained = [part for part in TRAINED[stage] if not (lora_rank and part == "language_model")]
+        model = choose_trained(whole, StageArguments(stage=stage, train=trained, lora_rank=lora_rank)).train()
+        try:
+            yield model
+        finally:
+            if isinstance(model, PeftModel):
+                model.unload()
+            self.captioner.requires_grad_(True).eval()
+
+    def loading(self) -> dict[str, Callable[[], Any]]:
+        """Loading the model from a folder; and as the published system does: random weights, then a pickled file's."""
+        folder = tempfile.TemporaryDirectory()
+        self.model.save_pretrained(folder.name)
+        file = Path(folder.name, "model.pt")
+        torch.save(self.model.state_dict(), file)
+
+        return {
+            "ours": lambda: XacleModel.from_pretrained(folder.name, dtype=torch.float32).to(self.device),
+            "reference": lambda: self.reference_load(folder, file),
+        }
+
+    def reference_load(self, folder: tempfile.TemporaryDirectory, file: Path) -> XacleModel:
+        """A model of a pickled file in a folder, which lives as long as there is something that loads it."""
+        model = XacleModel(self.config)
+        model.load_state_dict(torch.load(file, weights_only=True))
+        return model.to(self.device)
