@@ -9,8 +9,9 @@ CLAP teacher gives it.
 Each clip and each distinct caption is embedded once, in shards that several processes share and that a later run finds
 again; pairs are then scored by products of embeddings. Negatives are drawn within a split, for each caption of a clip:
 captions of other clips, at random or (--hard of them) near in the teacher's text space; never one with the words of a
-caption of the clip. They keep the score that the teacher gives them. Which captions are drawn depends on --seed (and with
---hard on the teacher); the number of processes, the batch size and the machine change scores by rounding, some 1e-7.
+caption of the clip. They keep the score that the teacher gives them. Which captions are drawn depends on --seed (and
+with --hard on the teacher); the number of processes, the batch size and the machine change scores by rounding, some
+1e-7.
 
 A label is the teacher's cosine, in [-1, 1]. With several teachers, each one's cosines are brought to mean 0 and
 deviation 1 over all pairs and averaged; the average is scaled back by the mean of their deviations and shifted by the
@@ -436,9 +437,10 @@ def make_card(dataset: str, how: Negatives, summary: str) -> str:
     return (
         f"# Pseudo-labelled pairs\n\nThe clips and captions of `{dataset}`. `label` is the cosine that a CLAP teacher "
         f"gives a pair; no listener was asked. For each caption of a clip, {how.count} captions of other clips of the "
-        f"split, drawn at random ({near if how.hard else ''}seed {how.seed}), are added with the labels that the teacher gives them and "
-        f"`is_negative`.\n\n{summary}\n\n![Distribution of the labels](labels.png)\n\nreport.json has the same "
-        "figures and lists what was left out. The terms of use of the captions and sounds stay in force.\n"
+        f"split, drawn at random ({near if how.hard else ''}seed {how.seed}), are added with the labels that the "
+        f"teacher gives them and `is_negative`.\n\n{summary}\n\n![Distribution of the labels](labels.png)\n\n"
+        "report.json has the same figures and lists what was left out. The terms of use of the captions and sounds "
+        "stay in force.\n"
     )
 
 

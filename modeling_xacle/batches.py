@@ -118,7 +118,14 @@ class PairCollator(AudioCollator):
     """
     Turns rows of the schema into inputs of [`XacleModel`], for a `DataLoader` or `Trainer` (with
     `remove_unused_columns=False`).
+
+    Args:
+        says_whose (`bool`): Add `is_own`, of shape `(batch_size,)`: 1 for a clip's own caption, 0 for a negative.
     """
+
+    def __init__(self, *args: Any, says_whose: bool = False, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.says_whose = says_whose
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """
@@ -136,6 +143,8 @@ class PairCollator(AudioCollator):
             raise ValueError(f"Pairs without a label among others that have one: {', '.join(unlabelled)}.")
         if not unlabelled:
             batch["labels"] = torch.tensor(labels, dtype=torch.float32)
+        if self.says_whose:
+            batch["is_own"] = torch.tensor([float(not row["is_negative"]) for row in rows])
         return batch
 
 

@@ -54,6 +54,13 @@ class StageArguments:
     one_sided: bool = field(
         default=False, metadata={"help": "Let the temperature divide the labels only, as the published code does."}
     )
+    caption_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Stage 2, of a model with caption_likelihood: go on with captioning beside the loss, with so much "
+            "of the cross entropy of the pairs that are no negatives."
+        },
+    )
     list_scope: str = field(
         default="global",
         metadata={"help": "A list of the loss spans the batches of all processes (global) or of one (local)."},
@@ -104,6 +111,8 @@ class StageArguments:
                 raise ValueError(f"--{name} {getattr(self, name)}: choose one of {', '.join(choices)}.")
         if not self.temperature > 0:
             raise ValueError(f"--temperature {self.temperature}: must be positive.")
+        if self.caption_weight < 0:
+            raise ValueError(f"--caption_weight {self.caption_weight}: must not be negative.")
         self._check_combinations()
         self._check_cache()
 
@@ -130,6 +139,8 @@ class StageArguments:
             )
         if self.stage == 1 and self.calibrate:
             raise ValueError("--calibrate: captioning (stage 1) gives no scores, leave it to stages 2 and 3.")
+        if self.stage == 1 and self.caption_weight:
+            raise ValueError("--caption_weight: captioning is all that stage 1 does, leave it to stage 2.")
 
     def _check_cache(self) -> None:
         if self.augmented_views and not self.cache_audio_features:

@@ -4,7 +4,8 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,11 @@ def load_start(stage: StageArguments) -> tuple[PreTrainedModel, XacleProcessor]:
     if missing or info["mismatched_keys"]:
         raise ValueError(f"--model {source}: weights are missing or of another shape: {', '.join(missing[:5])}.")
     inner = alignment_model(model).config
+    if stage.caption_weight and not inner.caption_likelihood:
+        raise ValueError(
+            f"--model {source}: it computes no likelihoods, which --caption_weight needs; leave that out, or begin "
+            "with `xacle init --caption-likelihood`."
+        )
     inner.calibration_scale, inner.calibration_offset = 1.0, 0.0  # of the earlier head
     return model, AutoProcessor.from_pretrained(source)
 
@@ -165,13 +171,22 @@ def _checked_split(splits: DatasetDict, name: str, stage: StageArguments) -> Dat
     rows = splits[name]
     if not len(rows):
         raise ValueError(f"{where}: it is empty.")
-    if stage.stage > 1 and ("label" not in rows.column_names or rows.data.column("label").null_count):
+    if stage.caption_weight and not is_known(rows, "is_negative"):
+        raise ValueError(
+            f"{where}: is_negative is not known of all rows, by which --caption_weight knows a clip's own captions."
+        )
+    if stage.stage > 1 and not is_known(rows, "label"):
         raise ValueError(f"{where}: rows have no label, which stage {stage.stage} learns from.")
     problems = check_rows(rows)
     if problems:
         listed = "\n  ".join(problems[:SHOWN_PROBLEMS])
         raise ValueError(f"{where}: {len(problems)} problems, mend or remove these rows:\n  {listed}")
     return rows
+
+
+def is_known(rows: Dataset, column: str) -> bool:
+    """Whether every row has a value in a column."""
+    return column in rows.column_names and not rows.data.column(column).null_count
 
 
 def alignment_model(model: nn.Module) -> XacleModel:
@@ -315,6 +330,7 @@ class PairTrainer(StageTrainer):
         super().__init__(compute_metrics=self.metrics, **kwargs)
         self.list_loss = get_loss(stage.loss, stage.temperature, stage.one_sided)
         self.global_list = stage.list_scope == "global"
+        self.caption_weight = stage.caption_weight
 
     def compute_loss(
         self,
@@ -324,12 +340,15 @@ class PairTrainer(StageTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """The loss of a list `(batch_size,)`, or of the one that all processes' batches make together."""
-        outputs = model(**{name: value for name, value in inputs.items() if name != "labels"})
-        labels = inputs["labels"].to(outputs.logits)
+        labels, is_own = inputs.pop("labels"), inputs.pop("is_own", None)
+        outputs = model(**inputs)
+        labels = labels.to(outputs.logits)
         if self.global_list:
             loss = global_list_loss(self.list_loss, outputs.logits, labels)
         else:
             loss = self.list_loss(outputs.logits, labels)
+        if is_own is not None:  # over the whole batch, so that processes weigh each pair alike
+            loss = loss - self.caption_weight * (outputs.caption_log_likelihood * is_own).mean()
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(
@@ -342,6 +361,7 @@ class PairTrainer(StageTrainer):
         """No loss, which would depend on how the split falls into lists; logits and labels, each `(batch_size,)`."""
         inputs = self._prepare_inputs(inputs)
         labels = inputs.pop("labels")
+        inputs.pop("is_own", None)
         with torch.no_grad(), self.compute_loss_context_manager():
             logits = model(**inputs).logits
         return None, logits, labels
@@ -467,7 +487,8 @@ def make_trainer(
             )
         args.load_best_model_at_end = True
         callbacks.append(EarlyStoppingCallback(stage.patience))
-    collator: type[AudioCollator] = CaptionCollator if stage.stage == 1 else PairCollator
+    says_whose = partial(PairCollator, says_whose=stage.caption_weight > 0)
+    collator: Callable[..., AudioCollator] = CaptionCollator if stage.stage == 1 else says_whose
     trainer: type[StageTrainer] = CaptionTrainer if stage.stage == 1 else PairTrainer
     return trainer(
         stage,

@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from conftest import PARITY
 from safetensors.torch import load_file
 from transformers import AutoModelForMultimodalLM, TrainerCallback, pipeline
 
 import run_stage
 from modeling_xacle import XacleModel, training
+from modeling_xacle.batches import CaptionCollator
+from modeling_xacle.conversion import init_model
 from modeling_xacle.data import load_pairs, make_dataset, save_dataset
 from modeling_xacle.modeling_beats import BeatsModel
 from modeling_xacle.recipes import parse_arguments
@@ -38,7 +41,8 @@ def pairs(tmp_path_factory):
         soundfile.write(path, 0.3 * np.sin(np.arange(16000) * 0.01 * (1 + number)) * generator.random(16000), 16000)
         label = float(generator.uniform(-1, 1))
         text = f"The sound of {WORDS[number % len(WORDS)]} {number}"
-        rows.append({"id": str(number), "audio": str(path), "text": text, "label": label, "score": 5 * (label + 1)})
+        row = {"id": str(number), "audio": str(path), "text": text, "label": label, "score": 5 * (label + 1)}
+        rows.append({**row, "is_negative": number % 3 == 0})
     splits = {"train": make_dataset(rows[:TRAIN]), "validation": make_dataset(rows[TRAIN:])}
     save_dataset(splits, folder / "dataset")
     return folder / "dataset"
@@ -248,6 +252,33 @@ def test_stage_1_captions_and_stage_2_starts_from_it(pairs, model_folder, tmp_pa
     assert XacleModel.from_pretrained(tmp_path / "stage2").config.training_stage == 2
 
 
+@pytest.fixture(scope="module")
+def likelihood_folder(tmp_path_factory):
+    """An untrained model that computes captions' likelihoods."""
+    output = tmp_path_factory.mktemp("likelihood") / "model"
+    init_model(PARITY / "beats.pt", str(PARITY / "llm"), output, audio_first=True, caption_likelihood=True)
+    return output
+
+
+def test_captioning_goes_on_beside_the_list_loss(pairs, likelihood_folder, tmp_path):
+    rows = list(load_pairs(pairs, "validation"))
+    losses = []
+    for weight in (0, 3):
+        stage, args = parse_arguments(command(2, pairs, likelihood_folder, tmp_path, "--caption_weight", weight))
+        model, processor = training.load_start(stage)
+        splits = training.load_splits(stage, 8)
+        trainer = training.make_trainer(stage, args, training.choose_trained(model, stage), processor, *splits)
+        with torch.no_grad():
+            losses.append(trainer.compute_loss(model.eval(), trainer.data_collator(rows)).item())
+    captioner, collate = AutoModelForMultimodalLM.from_pretrained(likelihood_folder).eval(), CaptionCollator(processor)
+    with torch.no_grad():
+        own = [captioner(**collate([row])).loss.item() for row in rows if not row["is_negative"]]
+    assert 0 < len(own) < len(rows)
+    assert losses[1] - losses[0] == pytest.approx(3 * sum(own) / len(rows), rel=1e-4)
+    run_stage.main(command(2, pairs, likelihood_folder, tmp_path / "out", "--caption_weight", 3))
+    assert "eval_srcc" in json.loads((tmp_path / "out" / "training_log.json").read_text())["metrics"]
+
+
 def test_perplexity_counts_every_token_once(pairs, model_folder, processor, tmp_path):
     run_stage.main(command(1, pairs, model_folder, tmp_path, "--max_steps", 1, "--per_device_eval_batch_size", 3))
     metrics = json.loads((tmp_path / "training_log.json").read_text())["metrics"]
@@ -417,6 +448,23 @@ def test_bad_data_is_refused_before_the_first_step(broken, model_folder, tmp_pat
     with pytest.raises(ValueError, match=message):
         run_stage.main(command(3, broken(change), model_folder, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_captioning_beside_the_list_loss_needs_likelihoods_and_own_captions(
+    pairs, broken, model_folder, likelihood_folder, tmp_path
+):
+    def run(stage, data, model):
+        run_stage.main(command(stage, data, model, tmp_path / "out", "--caption_weight", 1))
+
+    with pytest.raises(ValueError, match="it computes no likelihoods, which --caption_weight needs"):
+        run(2, pairs, model_folder)
+    nameless = broken(lambda split: lambda row: {**row, "is_negative": None})
+    with pytest.raises(ValueError, match="is_negative is not known of all rows, by which --caption_weight"):
+        run(2, nameless, likelihood_folder)
+    with pytest.raises(ValueError, match="leave it to stage 2"):
+        run(1, pairs, likelihood_folder)
+    with pytest.raises(ValueError, match="must not be negative"):
+        run_stage.main(command(2, pairs, likelihood_folder, tmp_path / "out", "--caption_weight", -1))
 
 
 def test_missing_start_and_data_say_how_to_get_them(pairs, model_folder, tmp_path, monkeypatch):
