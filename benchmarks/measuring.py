@@ -4,6 +4,7 @@ import ctypes
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,7 +17,7 @@ from modeling_xacle.modeling_linear import linear
 
 # A case ends when its rivals ran so often, or for so long.
 REPETITIONS = 5
-SECONDS = 12.0
+SECONDS = 30.0
 BANDWIDTH_BYTES = 2**30
 
 
@@ -82,6 +83,28 @@ def compare(
         runs = runs or [first[name]]
         found[name] = {"seconds": median(runs), "fastest": min(runs), "runs": len(runs), "peak_memory": memory[name]}
     return found
+
+
+def products_alone(
+    products: Sequence[Product], device: torch.device, dtype: torch.dtype
+) -> tuple[Callable[[], None], float]:
+    """
+    The arithmetic of a pass and nothing else: a call of all its linear layers, on numbers that are there already, and
+    how many times the operations of these all operations are.
+    """
+    layers = [product for product in products if product.kind == "linear"]
+
+    @cache  # made in the first call, so that they do not count as memory of the rivals before
+    def operand(rows: int, columns: int) -> torch.Tensor:
+        return torch.randn(rows, columns, device=device, dtype=dtype)
+
+    @torch.no_grad()
+    def run() -> None:
+        for layer in layers:
+            for _ in range(layer.times):
+                linear(operand(layer.rows, layer.inner), operand(layer.columns, layer.inner))
+
+    return run, sum(product.operations for product in products) / sum(layer.operations for layer in layers)
 
 
 def product_rates(

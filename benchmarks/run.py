@@ -18,7 +18,15 @@ from typing import Annotated, Any
 import torch
 import typer
 from cases import SECTIONS, STEP_PAIRS, Case
-from measuring import BANDWIDTH_BYTES, REPETITIONS, compare, device_name, product_rates, read_bandwidth
+from measuring import (
+    BANDWIDTH_BYTES,
+    REPETITIONS,
+    compare,
+    device_name,
+    product_rates,
+    products_alone,
+    read_bandwidth,
+)
 from operations import encoder_products, language_model_products, projector_products, total, weight_bytes
 from scale import measure_tables
 from speed_report import as_markdown, draw_speed
@@ -81,20 +89,23 @@ def machine(bench: Workbench, repetitions: int) -> dict[str, Any]:
     }
 
 
-def measure_case(case: Case, bench: Workbench, capacity: dict[str, Any], repetitions: int) -> list[dict[str, Any]]:
-    """A row of the results for each of our forms."""
-    found = compare(case.rivals, bench.device, repetitions)
+def measure_case(case: Case, bench: Workbench, repetitions: int) -> list[dict[str, Any]]:
+    """A row of the results for each of our forms, whose matrix products run in turn with it, for the limit."""
+    alone = {form: products_alone(products, bench.device, bench.dtype) for form, products in case.products.items()}
+    found = compare(
+        {**case.rivals, **{f"products of {form}": run for form, (run, _) in alone.items()}}, bench.device, repetitions
+    )
     plain = found.pop("reference", None)
     rows = []
-    for form, ours in found.items():
-        products = case.products.get(form, [])
-        operations = total(products)
+    for form in [name for name in case.rivals if name != "reference"]:
+        ours = found[form]
         row = {"case": case.name + form.removeprefix("ours"), "items": case.items, "ours": ours}
         if plain:
             row |= {"reference": plain, "times the reference": plain["seconds"] / ours["seconds"]}
-        if operations:
-            limit = operations / capacity["rate"]
-            row |= {"operations": operations, "weight bytes": weight_bytes(products), "limit": limit}
+        if form in alone:
+            products = case.products[form]
+            limit = found[f"products of {form}"]["seconds"] * alone[form][1]
+            row |= {"operations": total(products), "weight bytes": weight_bytes(products), "limit": limit}
             row |= {"of the limit": limit / ours["seconds"]}
         rows.append(row)
     return rows
@@ -108,7 +119,7 @@ def measure(sections: list[str], small: bool, repetitions: int, results: dict[st
         place["machine"] = capacity = machine(bench, repetitions)
         for section in sections:
             cases = SECTIONS[section](bench)
-            rows = [row for case in cases for row in measure_case(case, bench, capacity, repetitions)]
+            rows = [row for case in cases for row in measure_case(case, bench, repetitions)]
             place["sections"][section] = {"machine": capacity, "rows": rows}
         place["sections"] = {name: place["sections"][name] for name in SECTIONS if name in place["sections"]}
 

@@ -38,22 +38,23 @@ CONFIG = {
     "score_head_output_size": 64,
 }
 # A model of 2 M parameters that starts from little learns at higher rates, and from larger batches, than the published.
-COMMON = {"cache_audio_features": True, "report_to": "none", "save_total_limit": 2}
+COMMON = {"cache_audio_features": True, "dataloader_num_workers": 2, "report_to": "none", "save_total_limit": 2}
 ALL = "projector score_head language_model"
 STAGES: dict[str, dict[str, object]] = {
     "stage1": {"stage": 1, "learning_rate": 1e-3, "per_device_train_batch_size": 64, "num_train_epochs": 3},
     "stage2": {
         "stage": 2,
         "train": ALL,
-        "learning_rate": 3e-4,
-        "per_device_train_batch_size": 64,
-        "max_steps": 2000,
-        "eval_strategy": "steps",
-        "save_strategy": "steps",
-        "eval_steps": 1000,
-        "save_steps": 1000,
+        "loss": "listnet_mse",
         "temperature": 0.5,
         "caption_weight": 2.0,
+        "learning_rate": 1e-3,
+        "per_device_train_batch_size": 64,
+        "max_steps": 2500,
+        "eval_strategy": "steps",
+        "save_strategy": "steps",
+        "eval_steps": 1250,
+        "save_steps": 1250,
     },
     "stage3": {
         "stage": 3,
@@ -70,15 +71,14 @@ STAGES: dict[str, dict[str, object]] = {
 }
 STARTS = {"stage1": "stage0", "stage2": "stage1", "stage3": "stage2"}
 DATA = {1: "data/synthetic/aac", 2: "data/clap_pseudo", 3: "data/synthetic/xacle"}
-# What makes training on a CPU faster. glibc gives the memory of large tensors back to the system and asks for it again
-# at every step, unless told otherwise; and threads that wait should not spin where processes share the cores.
+# glibc gives the memory of large tensors back to the system and asks for it again at every step, unless told otherwise;
+# and processes that prepare sounds should leave the other cores to each other.
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "PYTHONPATH": str(ROOT),
     "MALLOC_MMAP_THRESHOLD_": str(2**32),
     "MALLOC_TRIM_THRESHOLD_": str(2**33),
     "MALLOC_TOP_PAD_": str(2**28),
-    "GOMP_SPINCOUNT": "0",
     "OPENBLAS_NUM_THREADS": "1",
 }
 INSTALLED = (
