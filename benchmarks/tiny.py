@@ -58,8 +58,9 @@ STAGES: dict[str, dict[str, object]] = {
     },
     "stage3": {
         "stage": 3,
-        "train": ALL,
-        "learning_rate": 4e-5,
+        "train": "score_head",
+        "loss": "listnet_mse",
+        "learning_rate": 2e-4,
         "per_device_train_batch_size": 32,
         "num_train_epochs": 20,
         "patience": 8,
