@@ -96,10 +96,12 @@ def products_alone(
 
     @cache  # made in the first call, so that they do not count as memory of the rivals before
     def operand(rows: int, columns: int) -> torch.Tensor:
+        """Numbers `(rows, columns)`."""
         return torch.randn(rows, columns, device=device, dtype=dtype)
 
     @torch.no_grad()
     def run() -> None:
+        """All products, once each time the model has them."""
         for layer in layers:
             for _ in range(layer.times):
                 linear(operand(layer.rows, layer.inner), operand(layer.columns, layer.inner))
