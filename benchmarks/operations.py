@@ -129,9 +129,14 @@ def lm_head_products(config: XacleConfig, rows: int) -> list[Product]:
 
 
 def text_products(config: XacleConfig, lengths: Sequence[int]) -> list[Product]:
-    """Of the language model, for a pair of each caption length in tokens."""
+    """Of the language model, for a pair of each caption length in tokens: a linear layer takes all pairs together."""
     around = config.num_audio_tokens + SPECIAL_TOKENS
-    return [product for length in lengths for product in language_model_products(config, 1, length + around)]
+    sequences = [language_model_products(config, 1, length + around) for length in lengths]
+    products = []
+    for same in zip(*sequences, strict=True):
+        together = [replace(same[0], rows=sum(product.rows for product in same))]
+        products += together if same[0].kind == "linear" else same
+    return products
 
 
 def score_products(config: XacleConfig, lengths: Sequence[int]) -> list[Product]:

@@ -4,8 +4,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -487,14 +486,18 @@ def make_trainer(
             )
         args.load_best_model_at_end = True
         callbacks.append(EarlyStoppingCallback(stage.patience))
-    says_whose = partial(PairCollator, says_whose=stage.caption_weight > 0)
-    collator: Callable[..., AudioCollator] = CaptionCollator if stage.stage == 1 else says_whose
-    trainer: type[StageTrainer] = CaptionTrainer if stage.stage == 1 else PairTrainer
+    collator: AudioCollator
+    trainer: type[StageTrainer]
+    if stage.stage == 1:
+        collator, trainer = CaptionCollator(processor, augment, cache), CaptionTrainer
+    else:
+        collator = PairCollator(processor, augment, cache, says_whose=stage.caption_weight > 0)
+        trainer = PairTrainer
     return trainer(
         stage,
         model=model,
         args=args,
-        data_collator=collator(processor, augment, cache),
+        data_collator=collator,
         train_dataset=rows,
         eval_dataset=validation,
         processing_class=processor,
