@@ -255,7 +255,7 @@ class AudioTextAlignmentPipeline(Pipeline):
         Returns:
             For each input a `torch.Tensor` of shape `(num_windows, num_captions)`, on the 0-10 scale.
         """
-        windows = [(item, span) for item in items for span in item["spans"]]
+        windows = [(item, number) for item in items for number in range(len(item["spans"]))]
         scores = []
         with evaluation_mode(self.model):
             for start in range(0, len(windows), pass_size):
@@ -264,13 +264,26 @@ class AudioTextAlignmentPipeline(Pipeline):
         parts = torch.cat(scores).split([num_windows * num_captions for num_windows, num_captions in shapes])
         return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
-    def _score_windows(self, windows: list[tuple[dict[str, Any], tuple[int, int]]], pass_size: int) -> torch.Tensor:
-        """Scores `(num_pairs,)` of each window with each of its captions."""
+    def with_spectrograms(self, item: dict[str, Any]) -> dict[str, Any]:
+        """
+        A preprocessed input with `input_features` of shape `(num_windows, num_frames, num_mel_bins)` in the place of
+        its waveform: what [`_forward`] would begin with, for loaders to do beforehand.
+        """
+        windows = [(item, number) for number in range(len(item["spans"]))]
+        kept = {name: value for name, value in item.items() if name != "waveform"}
+        return {**kept, "input_features": self._spectrograms(windows)}
+
+    def _spectrograms(self, windows: list[tuple[dict[str, Any], int]]) -> torch.Tensor:
+        """Log-mel spectrograms `(num_windows, num_frames, num_mel_bins)`, of inputs that all have them or all not."""
+        if "input_features" in windows[0][0]:
+            return torch.stack([item["input_features"][number] for item, number in windows])
         extractor = self.processor.feature_extractor
-        waveforms = torch.stack([extractor.fit(item["waveform"][start:end]) for item, (start, end) in windows])
-        audio_features = self.model.get_audio_features(
-            extractor.log_mel(waveforms)
-        )  # (W, N) -> (W, num_audio_tokens, D)
+        spans = [(item["waveform"], *item["spans"][number]) for item, number in windows]
+        return extractor.log_mel(torch.stack([extractor.fit(waveform[start:end]) for waveform, start, end in spans]))
+
+    def _score_windows(self, windows: list[tuple[dict[str, Any], int]], pass_size: int) -> torch.Tensor:
+        """Scores `(num_pairs,)` of each window, of an input and by its number, with each of its captions."""
+        audio_features = self.model.get_audio_features(self._spectrograms(windows))  # (W, T, F) -> (W, N, D)
         pairs = [(row, ids) for row, (item, _) in enumerate(windows) for ids in item["sequences"]]
         order = sorted(range(len(pairs)), key=lambda index: len(pairs[index][1]))  # little padding in each pass
         scores = audio_features.new_empty(len(pairs), dtype=torch.float32)

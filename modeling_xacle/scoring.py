@@ -197,6 +197,7 @@ def score_pending(
             num_workers=options.workers,
             prefetch_factor=1 if options.workers else None,
             collate_fn=list,
+            pin_memory=align.device.type == "cuda",
         )
         for loaded in loader:
             records = list(group_records(align, loaded, pass_size, options.windows))

@@ -74,7 +74,8 @@ def starting_batch_size(device: torch.device) -> int:
 
 class ClipLoader(Dataset):
     """
-    Loads clips for a scorer; for a `DataLoader`, whose worker processes get all but the model.
+    Loads clips for a scorer; for a `DataLoader`, whose worker processes get all but the model. Computes spectrograms,
+    too, unless an accelerator is there to do it.
 
     A clip comes back without its sound, with its preprocessed input (`None` if nothing of it can be scored) and for
     each of its rows the reason why that cannot be scored, or `None`.
@@ -83,6 +84,8 @@ class ClipLoader(Dataset):
     def __init__(self, align: AudioTextAlignmentPipeline, call_arguments: dict[str, Any]):
         self.align, self.call_arguments = copy.copy(align), call_arguments
         self.align.model = self.align.teacher = None
+        # Those of the windows of long sounds would fill the memory.
+        self.makes_spectrograms = align.device.type == "cpu" and not any(call_arguments.values())
 
     def __getitem__(self, place: tuple[int, Clip]) -> tuple[int, Clip, dict[str, Any] | None, list[str | None]]:
         block, clip = place
@@ -94,6 +97,8 @@ class ClipLoader(Dataset):
                 raise ValueError("The row names no sound.")
             if captions:
                 item = self.align.preprocess({"audio": clip.audio, "text": captions}, **self.call_arguments)
+                if self.makes_spectrograms:
+                    item = self.align.with_spectrograms(item)
         except ROW_ERRORS as error:
             reasons = [reason or one_line(error) for reason in reasons]
         return block, replace(clip, audio=None), item, reasons

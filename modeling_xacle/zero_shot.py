@@ -75,6 +75,10 @@ class ZeroShotAlignmentPipeline(AudioTextAlignmentPipeline):
         item["features"], item["weights"] = clip_features(extractor, waveform, extractor.sampling_rate)
         return item
 
+    def with_spectrograms(self, item: dict[str, Any]) -> dict[str, Any]:
+        """The input itself, which has its features."""
+        return item
+
     def _load(
         self, audio: Any, sampling_rate: int | None, window_seconds: float | None, hop_seconds: float | None
     ) -> tuple[torch.Tensor, list[tuple[int, int]], list[str]]:

@@ -28,7 +28,7 @@ from modeling_xacle import pair_sources
 from modeling_xacle.clap import ClapTeacher
 from modeling_xacle.data import make_dataset, save_dataset
 from modeling_xacle.feature_extraction_xacle import load_waveform
-from modeling_xacle.pair_sources import PairSource
+from modeling_xacle.pair_sources import Clip, PairSource
 from modeling_xacle.pipeline_xacle import AudioTextAlignmentPipeline
 from modeling_xacle.scoring import TableOptions, describe, load_scorer, score_pending, score_table
 from modeling_xacle.scoring_files import RecordReader, ScoringFiles, read_records
@@ -59,6 +59,9 @@ class StandIn:
             "notes": [notes] * len(captions),
             "is_list": True,
         }
+
+    def with_spectrograms(self, item):
+        return item
 
     def forward(self, items, pass_size):
         self.passes.append([item["length"] for item in items])
@@ -465,6 +468,17 @@ def test_worker_processes_are_not_sent_the_model(align, clap_folder):
     for scorer in (align, load_scorer(clap_folder, "cpu")):
         loader = pickle.loads(pickle.dumps(ClipLoader(scorer, {})))
         assert loader.align.model is None and loader.align.processor is not None
+
+
+def test_loaders_compute_the_spectrograms(align, clips):
+    """But for windows, of which a long sound has many."""
+    clip = Clip(str(clips / "0.wav"), rows=[0], lines=[2], captions=["beep"])
+    item = ClipLoader(align, {"window_seconds": None, "hop_seconds": None})[0, clip][2]
+    assert "waveform" not in item
+    features = align.processor.feature_extractor(clip.audio)["input_features"]
+    torch.testing.assert_close(item["input_features"], features, rtol=0, atol=0)
+    windowed = ClipLoader(align, {"window_seconds": 1.0, "hop_seconds": None})[0, clip][2]
+    assert "waveform" in windowed and "input_features" not in windowed
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

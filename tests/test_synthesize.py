@@ -1,6 +1,5 @@
 """The synthetic corpus: the same bytes for a seed, distinct sounds, true and wrong captions, human-like listeners."""
 
-import importlib
 import json
 import shutil
 import signal
@@ -15,15 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import synthesis_captions as captions
+import synthesis_events as events
+import synthesize
 
 from modeling_xacle import XacleFeatureExtractor
 from modeling_xacle.data import check_rows, load_pairs
 
 SCRIPTS = Path(__file__).parent.parent / "dataset_scripts"
-sys.path.insert(0, str(SCRIPTS))
-synthesize = importlib.import_module("synthesize")
-events = importlib.import_module("synthesis_events")
-captions = importlib.import_module("synthesis_captions")
 
 CLIPS, RATED = 10, {"train": 6, "validation": 4, "test": 6}
 SIZES = ["--clips", "10", "--rated-train", "6", "--rated-validation", "4", "--rated-test", "6"]
