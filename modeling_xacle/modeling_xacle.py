@@ -373,11 +373,11 @@ class XacleModel(XaclePreTrainedModel):
         places = torch.arange(input_ids.shape[1], device=input_ids.device)
         predicted = (places > first) & (places <= last)  # (B, S): the caption, and [SCORE] in the place of its end
         targets = input_ids.masked_fill(is_score, config.end_token_id)[predicted]
-        embeddings = self.get_input_embeddings().weight
-        states = hidden_states[:, :-1][predicted[:, 1:]].to(embeddings.dtype)  # (B, S, H) -> (T, H)
-        logits = linear(states, embeddings)  # -> (T, V)
-        log_probabilities = -nn.functional.cross_entropy(logits.float(), targets, reduction="none")  # -> (T,)
-        distances = logits.gather(1, targets[:, None]).squeeze(1).float() - logits.max(dim=1).values.float()
+        states = hidden_states[:, :-1][predicted[:, 1:]].float()  # (B, S, H) -> (T, H)
+        with torch.autocast(states.device.type, enabled=False):
+            logits = linear(states, self.get_input_embeddings().weight.float())  # -> (T, V)
+        log_probabilities = -nn.functional.cross_entropy(logits, targets, reduction="none")  # -> (T,)
+        distances = logits.gather(1, targets[:, None]).squeeze(1) - logits.max(dim=1).values
         return likelihood_features(log_probabilities, distances, predicted, last)
 
 

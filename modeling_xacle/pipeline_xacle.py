@@ -301,7 +301,8 @@ class AudioTextAlignmentPipeline(Pipeline):
         sampling_rate = self.processor.feature_extractor.sampling_rate
         spans = [(start / sampling_rate, end / sampling_rate) for start, end in output["spans"]]
         weights = torch.tensor([end - start for start, end in spans])
-        means = (weights / weights.sum()) @ output["scores"]  # (W,) @ (W, C) -> (C,)
+        # Not a matrix product, which under autocast would round the scores.
+        means = ((weights / weights.sum())[:, None] * output["scores"]).sum(dim=0)  # (W, 1) * (W, C) -> (C,)
         results = []
         for index, caption in enumerate(output["captions"]):
             result = {"text": caption} if output["is_list"] else {}

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import synthesis_captions as captions
+import synthesis_events as events
 import torch
 from conftest import PARITY, SAMPLING_RATE
 from datasets import Audio, Dataset
@@ -159,6 +161,22 @@ def test_bundled_model_needs_no_name_and_no_network():
     align = pipeline("audio-text-alignment", device="cpu")
     assert align.model.config.training_stage == 3
     assert np.isfinite(align({"audio": CLIP, "text": "beep"})["score"])
+
+
+def test_autocast_to_bf16_moves_a_score_by_less_than_two_hundredths():
+    align = pipeline("audio-text-alignment", device="cpu")
+    rng = np.random.default_rng(0)
+    scenes = [events.sample_scene(rng, held_out=False) for _ in range(8)]
+    texts = [captions.describe(scene, rng) for scene in scenes]
+    inputs = [
+        {"audio": events.render_clip(scene, rng), "sampling_rate": SAMPLING_RATE, "text": [texts[n], texts[n - 1]]}
+        for n, scene in enumerate(scenes)
+    ]
+    exact = torch.tensor([scores(results) for results in align(inputs)])
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = torch.tensor([scores(results) for results in align(inputs)])
+    assert exact.std() > 1
+    assert 0 < (rounded - exact).abs().max() < 0.02
 
 
 def test_untrained_model_says_so(model, processor, caplog):
