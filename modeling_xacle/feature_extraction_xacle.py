@@ -18,6 +18,7 @@ from torchaudio.compliance.kaldi import get_mel_banks
 from torchaudio.functional import resample
 from transformers import BatchFeature, SequenceFeatureExtractor
 from transformers.utils import logging
+from transformers.utils.generic import maybe_autocast
 
 logger = logging.get_logger(__name__)
 
@@ -393,6 +394,6 @@ class XacleFeatureExtractor(SequenceFeatureExtractor):
         # On a CPU clip by clip: what the steps of one clip pass on to each other stays in the cache.
         parts = waveforms.split(1) if waveforms.device.type == "cpu" and len(waveforms) else [waveforms]
         frames = (self.sampling_rate, self.feature_size, self.frame_length_ms, self.frame_shift_ms)
-        with torch.autocast(waveforms.device.type, enabled=False):  # whose rounding a logarithm would make large
+        with maybe_autocast(waveforms.device.type, enabled=False):  # whose rounding a logarithm would make large
             log_mel = torch.cat([kaldi_log_mel(part * WAVEFORM_SCALE, *frames) for part in parts])
         return (log_mel - self.mel_mean) / (2 * self.mel_std)

@@ -10,7 +10,7 @@ from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
-from transformers.utils.generic import can_return_tuple
+from transformers.utils.generic import can_return_tuple, maybe_autocast
 
 from .configuration_xacle import XacleConfig
 from .modeling_beats import BeatsModel
@@ -110,7 +110,7 @@ class XacleScoreHead(nn.Module):
         Logits `(batch_size,)` of hidden states `(batch_size, hidden_size)` and, where the config asks for it, of
         likelihoods `(batch_size, 8)`, the mean first.
         """
-        with torch.autocast(hidden_states.device.type, enabled=False):
+        with maybe_autocast(hidden_states.device.type, enabled=False):
             inputs = hidden_states.to(self.layers[0].weight.dtype)
             if likelihood is None:
                 return self.layers(inputs).squeeze(-1)  # (B, H) -> (B,)
@@ -374,7 +374,7 @@ class XacleModel(XaclePreTrainedModel):
         predicted = (places > first) & (places <= last)  # (B, S): the caption, and [SCORE] in the place of its end
         targets = input_ids.masked_fill(is_score, config.end_token_id)[predicted]
         states = hidden_states[:, :-1][predicted[:, 1:]].float()  # (B, S, H) -> (T, H)
-        with torch.autocast(states.device.type, enabled=False):
+        with maybe_autocast(states.device.type, enabled=False):
             logits = linear(states, self.get_input_embeddings().weight.float())  # -> (T, V)
         log_probabilities = -nn.functional.cross_entropy(logits, targets, reduction="none")  # -> (T,)
         distances = logits.gather(1, targets[:, None]).squeeze(1) - logits.max(dim=1).values
