@@ -75,19 +75,24 @@ def variant(name: str, **settings: Any) -> list[Run]:
 
 # Rows without stage 1 learn no captioning in stage 2 either; in the published sequence the sound comes too late for it.
 NO_CAPTIONING = {"caption_weight": 0.0}
-# The published pseudo-labels: the teacher's cosines, of the same pairs.
-COSINES = {"data": "data/clap_cosines"}
+# Pseudo-labels of other kinds than the bundled model's: their folder, their clips and the share of the overlap.
+LABELS = {
+    "data/clap_published": (tiny.DATA[1], 0.0),
+    "data/clap_unmixed": (tiny.DATA[1], tiny.OVERLAP_WEIGHT),
+    "data/clap_cosines": (tiny.MIXED, 0.0),
+}
+PUBLISHED_LABELS = {"data": "data/clap_published"}
 # Where stage 2 is left out, a score head by itself would read noise.
 ALL_PARTS = {"train": tiny.ALL, "learning_rate": 4e-5}
 SPEC_AUGMENT = {"mask_mel_bins": 4, "mask_frames": 30, "augmented_views": 4}
 ROWS: dict[str, list[Run]] = {
     "published sequence, stage 3 only": [Run("published/only3", "stage3", "published/stage0", ALL_PARTS)],
     "published sequence, stages 2 + 3": [
-        Run("published/from0_stage2", "stage2", "published/stage0", NO_CAPTIONING | COSINES),
+        Run("published/from0_stage2", "stage2", "published/stage0", NO_CAPTIONING | PUBLISHED_LABELS),
         Run("published/from0_stage3", "stage3", "published/from0_stage2"),
     ],
     "published sequence, stages 1 + 2 + 3": [
-        Run("published/stage2", "stage2", "published/stage1", NO_CAPTIONING | COSINES),
+        Run("published/stage2", "stage2", "published/stage1", NO_CAPTIONING | PUBLISHED_LABELS),
         Run("published/stage3", "stage3", "published/stage2"),
     ],
     RELEASED: [Run("published/released3", "stage3", "published/stage2", AS_RELEASED)],
@@ -98,8 +103,12 @@ ROWS: dict[str, list[Run]] = {
     ],
     "caption likelihood, stages 1 + 3": [Run("from1_stage3", "stage3", "stage1", ALL_PARTS)],
     OURS: [Run("stage3", "stage3", "stage2")],
+    "ours without mixes in stage 2": [
+        Run("unmixed/stage2", "stage2", "stage1", {"data": "data/clap_unmixed"}),
+        Run("unmixed/stage3", "stage3", "unmixed/stage2"),
+    ],
     "ours with the teacher's cosines as pseudo-labels": [
-        Run("cosines/stage2", "stage2", "stage1", COSINES),
+        Run("cosines/stage2", "stage2", "stage1", {"data": "data/clap_cosines"}),
         Run("cosines/stage3", "stage3", "cosines/stage2"),
     ],
     "ours, stage 3 as released": variant("released", **AS_RELEASED),
@@ -165,8 +174,9 @@ def collect_scores(work: Path, rows: Dataset) -> dict[str, np.ndarray]:
     for name in ("stage0", "stage1"):
         if not (work / "published" / name).exists():
             without_likelihood(work / name, work / "published" / name)
-    if not (work / COSINES["data"]).exists():
-        tiny.run(tiny.label_command(COSINES["data"], overlap_weight=0.0), work)
+    for output, (dataset, overlap_weight) in LABELS.items():
+        if not (work / output).exists():
+            tiny.run(tiny.label_command(dataset, output, overlap_weight), work)
     for name, runs in ROWS.items():
         for run in runs:
             if not (work / run.folder / "README.md").exists():

@@ -15,9 +15,17 @@ ROOT = Path(__file__).parents[1]
 LAUNCHER = ROOT / "accelerate_configs" / "cpu_2_processes.yaml"
 PROCESSES = (1, 2, 4)
 # Pairs of the tables: the difference in time between two of them is without what it takes to start.
-SHORT, LONG = 512, 2048
+SHORT, LONG = 512, 8192
 SAMPLING_RATE, SECONDS, SOUNDS = 16000, 10, 16
 PAIRS_PER_CLIP = 4
+# Prints the most kilobytes that any process of a command had. A process of its own, since Linux counts a command's
+# start as its parent's memory, and this one may have held a large model.
+WATCH = """
+import resource, subprocess, sys
+code = subprocess.call(sys.argv[1:], stdout=sys.stderr)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(code)
+"""
 
 
 def write_table(folder: Path, pairs: int) -> Path:
@@ -50,17 +58,13 @@ def score(table: Path, processes: int) -> dict[str, float]:
     launch += ["--num_processes", str(processes), "--module"]
     output = table.with_name(f"{table.stem}_{processes}.csv")
     command = [*(launch if processes > 1 else ["-m"]), "modeling_xacle.cli", "score", str(table), "-o", str(output)]
+    watched = [sys.executable, "-c", WATCH, sys.executable, *command, "--device", "cpu"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     start = time.perf_counter()
-    with open(table.with_suffix(".log"), "w") as log:
-        process = subprocess.Popen(
-            [sys.executable, *command, "--device", "cpu"], env=environment, stdout=log, stderr=log
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(f"Scoring a table failed:\n{table.with_suffix('.log').read_text()[-2000:]}")
-    return {"seconds": time.perf_counter() - start, "peak_memory": usage.ru_maxrss * 1024}
+    done = subprocess.run(watched, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"Scoring a table failed:\n{done.stderr[-2000:]}")
+    return {"seconds": time.perf_counter() - start, "peak_memory": int(done.stdout) * 1024}
 
 
 def measure_tables(smoke: bool = False) -> list[dict[str, Any]]:

@@ -5,9 +5,9 @@ language model, and the three stages, by the very scripts that real data goes th
     python benchmarks/tiny.py runs/tiny
     python benchmarks/tiny.py runs/tiny --install
 
-took 85 minutes on four CPU cores beside other work, and ends in runs/tiny/stage3. Each step prints its command; a step
-that is done is not done again, and one that was interrupted goes on where it can. `--install` puts the result into the
-package.
+takes about an hour on four CPU cores (the sum of the steps, by rates measured alone), and ends in runs/tiny/stage3.
+Each step prints its command; a step that is done is not done again, and one that was interrupted goes on where it can.
+`--install` puts the result into the package.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from modeling_xacle.conversion import init_model
 from modeling_xacle.diagnostics import write_expected
 
 ROOT = Path(__file__).parents[1]
-CLIPS, RATED_TEST = 24_000, 2000
+CLIPS, MIXES, RATED_TEST = 24_000, 10_000, 2000
 OVERLAP_WEIGHT = 0.85  # captions of a program tell exactly what is in a clip; real ones leave more to the teacher's ear
 # For the parts that `train_parts.py` makes: an audio token for two of the encoder's 62 time steps of 160 ms.
 CONFIG = {
@@ -52,11 +52,11 @@ STAGES: dict[str, dict[str, object]] = {
         "caption_weight": 2.0,
         "learning_rate": 1e-3,
         "per_device_train_batch_size": 64,
-        "max_steps": 2500,
+        "max_steps": 5000,
         "eval_strategy": "steps",
         "save_strategy": "steps",
-        "eval_steps": 1250,
-        "save_steps": 1250,
+        "eval_steps": 2500,
+        "save_steps": 2500,
     },
     "stage3": {
         "stage": 3,
@@ -73,6 +73,7 @@ STAGES: dict[str, dict[str, object]] = {
     },
 }
 STARTS = {"stage1": "stage0", "stage2": "stage1", "stage3": "stage2"}
+MIXED = "data/mixed"
 DATA = {1: "data/synthetic/aac", 2: "data/clap_pseudo", 3: "data/synthetic/xacle"}
 # glibc gives the memory of large tensors back to the system and asks for it again at every step, unless told otherwise;
 # and processes that prepare sounds should leave the other cores to each other.
@@ -128,12 +129,12 @@ def script_command(name: str, *arguments: object) -> list[str]:
     return [sys.executable, str(ROOT / "dataset_scripts" / name), *map(str, arguments)]
 
 
-def label_command(output: str, overlap_weight: float) -> list[str]:
-    """The command of the pseudo-labels, of the same pairs with any share of the overlap."""
+def label_command(dataset: str, output: str, overlap_weight: float) -> list[str]:
+    """The command of the pseudo-labels of captioned clips, with any share of the overlap."""
     teacher = ["--teacher", "teacher", "--embeddings", "data/embeddings", "--num-workers", os.cpu_count() or 1]
     negatives = ["--negatives", 2, "--hard", 1, "--hard-pool", 1000]
     weight = ["--overlap-weight", overlap_weight]
-    return script_command("label_with_clap.py", DATA[1], "-o", output, *teacher, *negatives, *weight)
+    return script_command("label_with_clap.py", dataset, "-o", output, *teacher, *negatives, *weight)
 
 
 def is_faster_in_bf16(size: int = 1024, repetitions: int = 5) -> bool:
@@ -156,10 +157,11 @@ def steps() -> Iterator[tuple[str, list[str]]]:
     corpus = "data/synthetic"
     common = ["--num-workers", os.cpu_count() or 1, *(["--bf16"] if is_faster_in_bf16() else [])]
     teacher = ["-o", "teacher", "--epochs", 2, "--batch-size", 64]
-    parts = ["-o", "parts", "--beats-epochs", 4, "--beats-batch-size", 32, "--llm-epochs", 2]
+    parts = ["-o", "parts", "--beats-epochs", 4, "--beats-batch-size", 32, "--beats-mixed", 0.5, "--llm-epochs", 1]
     yield corpus, script_command("synthesize.py", "-o", corpus, "--clips", CLIPS, "--rated-test", RATED_TEST)
     yield "teacher", script_command("train_teacher.py", DATA[1], *teacher, *common)
-    yield DATA[2], label_command(DATA[2], OVERLAP_WEIGHT)
+    yield MIXED, script_command("mix_clips.py", DATA[1], "-o", MIXED, "--mixes", MIXES)
+    yield DATA[2], label_command(MIXED, DATA[2], OVERLAP_WEIGHT)
     yield "parts", script_command("train_parts.py", DATA[1], *parts, *common)
     for name, start in STARTS.items():
         yield f"{name}/README.md", stage_command(name, name, start)

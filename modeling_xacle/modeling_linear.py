@@ -8,7 +8,7 @@ from torch.autograd.function import once_differentiable
 
 # Multiplications from which a product with oneDNN pays: below, finding its kernel takes longer than the product.
 SMALLEST_PRODUCT = 2**25
-# The one way to oneDNN's fp32 product, by which `torch.compile` reaches it too (torch 2.11, `torch/_inductor`).
+# The one way to oneDNN's fp32 product (torch 2.11). It is `torch.compile`'s own, which fails on calls by others.
 HAS_PRODUCT = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
@@ -64,6 +64,7 @@ def linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
         and inputs.dtype == weight.dtype == torch.float32
         and inputs.numel() * len(weight) >= SMALLEST_PRODUCT
         and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
     )
     if not is_for_onednn:
         return nn.functional.linear(inputs, weight, bias)

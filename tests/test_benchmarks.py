@@ -5,6 +5,7 @@ design, the fast paths and the counted operations are what they are said to be.
 
 import importlib
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import pipeline
 
 from modeling_xacle import DEFAULT_MODEL, modeling_linear, modeling_xacle
+from modeling_xacle.data import read_table
+from modeling_xacle.metrics import alignment_metrics
 from modeling_xacle.recipes import parse_arguments
 
 ROOT = Path(__file__).parents[1]
@@ -78,6 +81,43 @@ def test_the_table_compares_with_the_released_recipe(scripts):
     assert ours["p"] < 0.01
     assert best["of the ceiling"] == pytest.approx(best["SRCC"] / 0.9)
     assert ablation.as_markdown(table, 300).count("\n|") == 5
+
+
+@pytest.fixture(scope="module")
+def results():
+    return json.loads((ROOT / "benchmarks/results/ablation.json").read_text())["systems"]
+
+
+def test_the_results_are_those_of_the_stored_scores(results):
+    _, rows = read_table(ROOT / "benchmarks/results/ablation_scores.csv")
+    rows = [row for _, row in rows]
+    references = np.array([float(row["average_score"]) for row in rows])
+    assert len(rows) == 2000
+    for result in results:
+        found = alignment_metrics(np.array([float(row[result["system"]]) for row in rows]), references)
+        for metric in ("SRCC", "LCC", "KTAU", "MSE"):
+            assert found[metric] == pytest.approx(result[metric], abs=1e-4), result["system"]
+
+
+def test_the_readme_tells_these_results(results):
+    table = (ROOT / "README.md").read_text().split("| system | SRCC [95 %] |")[1].split("\n\n")[0].splitlines()[2:]
+    assert len(table) == len(results)
+    for line, result in zip(table, results, strict=True):
+        told = [float(number) for number in re.findall(r"-?\d*\.?\d+", line.split("|", 2)[2])]
+        figures = [result["SRCC"], *result["SRCC interval"], result["of the ceiling"], result["MSE"]]
+        assert told[:4] == pytest.approx(figures[:4], abs=6e-4), line
+        assert told[4] == pytest.approx(figures[4], abs=6e-3), line
+
+
+def test_what_the_results_must_show(scripts, results):
+    _, ablation = scripts
+    table = {result["system"]: result for result in results}
+    ours = table[ablation.OURS]
+    assert ours["of the ceiling"] >= 0.9
+    assert ours["over the released recipe"] > 0 and ours["p"] < 0.01
+    for form in ("published sequence", "caption likelihood"):  # pseudo-labels pay
+        without, with_labels = table[f"{form}, stage 3 only"], table[f"{form}, stages 2 + 3"]
+        assert with_labels["SRCC interval"][0] > without["SRCC interval"][1]
 
 
 def test_the_bundled_model_tells_synthetic_sounds_apart():

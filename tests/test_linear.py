@@ -56,6 +56,19 @@ def test_half_precision_small_products_and_autocast_go_the_usual_way(products, m
 
 
 @torch.no_grad()
+def test_the_compiler_chooses_its_own_product(products):
+    inputs, weight, bias = torch.randn(5, 48), torch.randn(32, 48), torch.randn(32)
+    calls = []
+
+    def record(graph, example_inputs):
+        calls.extend(str(node.target) for node in graph.graph.nodes if node.op == "call_function")
+        return graph.forward
+
+    result = torch.compile(linear, backend=record, fullgraph=True)(inputs, weight, bias)
+    assert not products and len(calls) == 1 and "linear" in calls[0]
+    torch.testing.assert_close(result, nn.functional.linear(inputs, weight, bias))
+
+
 def test_the_whole_model_gives_the_same_scores(model, processor, noise, monkeypatch):
     inputs = processor(text=["A dog barks", "Rain falls on a tin roof"], audio=noise[:2], sampling_rate=16000)
     plain = model(**inputs).scores
