@@ -116,8 +116,16 @@ class BeatsConvPositionEmbedding(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Positions of shape `(batch_size, num_tokens, hidden_size)`, as the input's."""
         num_tokens = hidden_states.shape[1]
-        positions = self.conv(hidden_states.transpose(1, 2))  # (B, N, D) -> (B, D, N [+ 1 where the kernel is even])
+        positions = self._convolve(hidden_states.transpose(1, 2))  # (B, N, D) -> (B, D, N [+ 1, of an even kernel])
         return self.activation(positions[:, :, :num_tokens]).transpose(1, 2)
+
+    def _convolve(self, inputs: torch.Tensor) -> torch.Tensor:
+        """`self.conv`, on a CPU as an image of height one, whose channels lie last: there twice as fast."""
+        if inputs.device.type != "cpu":
+            return self.conv(inputs)
+        weight, padding = self.conv.weight.unsqueeze(2), (0, *self.conv.padding)
+        image = inputs.unsqueeze(2)  # (B, D, N) -> (B, D, 1, N)
+        return nn.functional.conv2d(image, weight, self.conv.bias, padding=padding, groups=self.conv.groups).squeeze(2)
 
 
 def deep_norm_linear(config: BeatsConfig, in_features: int, out_features: int, is_branch: bool = True) -> nn.Linear:
