@@ -584,8 +584,9 @@ def main(
     check_input(splits, dataset, allow_missing)
     index = PairIndex(splits)
     if state.is_main_process:
-        counts = f"{len(index.clip_keys)} clips, {len(index.captions)} captions, {state.num_processes} processes"
-        typer.echo(counts, err=True)
+        typer.echo(
+            f"{len(index.clip_keys)} clips, {len(index.captions)} captions, {state.num_processes} processes", err=True
+        )
     folder = embeddings or output.with_name(f"{output.name}_embeddings")
     phrases = phrases_of(index.captions) if overlap_weight else []
     sizes = (shard_size, batch_size, num_workers)
@@ -596,17 +597,13 @@ def main(
     unusable, left_out = find_unusable(index, corpora, dataset, allow_missing)
     labelled = label_pairs(index, corpora, unusable, how, state.device, phrases, overlap_weight)
     report = make_report(corpora, labelled, left_out)
-    save_dataset(
-        make_splits(index, labelled, Path(dataset).name),
-        output,
-        embed_audio=embed_audio,
-        card=make_card(dataset, how, overlap_weight, summarize(report)),
-        attachments={
-            "report.json": json.dumps(report, indent=2, ensure_ascii=False),
-            "labels.png": draw_histograms(labelled),
-        },
-        licence=dataset_licence(dataset),
-    )
+    card = make_card(dataset, how, overlap_weight, summarize(report))
+    attachments = {
+        "report.json": json.dumps(report, indent=2, ensure_ascii=False),
+        "labels.png": draw_histograms(labelled),
+    }
+    pairs = make_splits(index, labelled, Path(dataset).name)
+    save_dataset(pairs, output, embed_audio, card, attachments, dataset_licence(dataset))
     typer.echo(f"{summarize(report)}\n\n{output}")
 
 
