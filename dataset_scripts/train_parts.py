@@ -186,7 +186,7 @@ class LabelledClips(Dataset):
 
     def __getitem__(self, clip: int) -> dict[str, np.ndarray]:
         features, targets = self.features[clip].astype(np.float32), self.targets[clip]
-        if torch.rand(()) < self.mixed:
+        if self.mixed and torch.rand(()) < self.mixed:
             other = int(torch.randint(len(self), ()))
             logs = (features * self.deviation, self.features[other].astype(np.float32) * self.deviation)
             # Powers of independent sounds add; their common mean stays in place.

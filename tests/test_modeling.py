@@ -92,6 +92,7 @@ def test_missing_parts_are_initialised(model, tmp_path):
     """A checkpoint without a head loads, and the head is initialised rather than left as it was in memory."""
     state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("score_head")}
     model.save_pretrained(tmp_path, state_dict=state)
+    torch.manual_seed(0)  # the last layer is so small that now and then all of its weights are
     again, info = XacleModel.from_pretrained(tmp_path, output_loading_info=True)
     assert {name.split(".")[0] for name in info["missing_keys"]} == {"score_head"}
     for module in again.score_head.layers:
