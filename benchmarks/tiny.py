@@ -5,7 +5,7 @@ language model, and the three stages, by the very scripts that real data goes th
     python benchmarks/tiny.py runs/tiny
     python benchmarks/tiny.py runs/tiny --install
 
-takes about an hour on four CPU cores (the sum of the steps, by rates measured alone), and ends in runs/tiny/stage3.
+takes about an hour on four CPU cores (the sum of the steps, by their rates), and ends in runs/tiny/stage3.
 Each step prints its command; a step that is done is not done again, and one that was interrupted goes on where it can.
 `--install` puts the result into the package.
 """

@@ -12,8 +12,8 @@ since a sum of crowded scenes is no scene that anybody would describe. The sound
 16 kHz mono FLAC.
 """
 
+import hashlib
 import sys
-from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ import typer
 from datasets import DatasetDict, concatenate_datasets
 from tqdm import tqdm
 
+from modeling_xacle.clap import PairIndex
 from modeling_xacle.data import check_replaceable, dataset_licence, load_pairs, make_dataset, save_dataset
 from modeling_xacle.feature_extraction_xacle import load_waveform
 
@@ -36,30 +37,19 @@ MOST_DRAWS = 1000
 
 
 @dataclass(frozen=True)
-class Clip:
-    """A clip of the corpus: its sound, as `datasets.Audio(decode=False)` gives it, and its captions."""
-
-    audio: dict[str, Any]
-    captions: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class Mix:
-    """Two clips to be heard at once, and the captions of their sum."""
+    """Two clips, by their numbers in the corpus, to be heard at once, and the captions of their sum."""
 
-    parts: tuple[Clip, Clip]
+    clips: tuple[int, int]
     captions: tuple[str, ...]
 
 
-def collect_clips(rows: Any) -> list[Clip]:
-    """The clips of a split, each once, with all of their captions."""
-    captions: dict[Any, list[str]] = defaultdict(list)
-    sounds = {}
-    for row in rows:
-        key = row["audio"]["bytes"] or row["audio"]["path"]
-        sounds[key] = row["audio"]
-        captions[key].append(row["text"])
-    return [Clip(sounds[key], tuple(texts)) for key, texts in captions.items()]
+def captions_of_clips(index: PairIndex) -> list[list[str]]:
+    """All captions of each clip."""
+    captions: list[list[str]] = [[] for _ in index.clip_keys]
+    for clip, caption in np.concatenate(list(index.rows.values())).tolist():
+        captions[clip].append(index.captions[caption])
+    return captions
 
 
 def join_captions(first: str, second: str, joint: str) -> str:
@@ -67,44 +57,53 @@ def join_captions(first: str, second: str, joint: str) -> str:
     return first.rstrip(" .") + joint + second[:1].lower() + second[1:]
 
 
-def draw_mix(clips: list[Clip], max_words: int, generator: np.random.Generator) -> Mix:
+def draw_mix(captions: list[list[str]], max_words: int, generator: np.random.Generator) -> Mix:
     """
-    Two clips whose joined captions are all short enough.
+    Two clips, of the captions of all, whose joined captions are all short enough.
 
     Raises:
         ValueError: There seem to be none.
     """
     for _ in range(MOST_DRAWS):
-        first, second = (clips[number] for number in generator.choice(len(clips), 2, replace=False))
-        joints = generator.choice(JOINTS, size=min(len(first.captions), len(second.captions)))
-        joined = tuple(map(join_captions, first.captions, second.captions, joints.tolist()))
+        first, second = generator.choice(len(captions), 2, replace=False).tolist()
+        joints = generator.choice(JOINTS, size=min(len(captions[first]), len(captions[second])))
+        joined = tuple(map(join_captions, captions[first], captions[second], joints.tolist()))
         if max(len(caption.split()) for caption in joined) <= max_words:
             return Mix((first, second), joined)
     raise ValueError(f"No two clips have captions of {max_words} words together; raise --max-words.")
 
 
-def add_waveforms(parts: tuple[Clip, Clip]) -> torch.Tensor:
-    """The sum of two sounds, of shape `(samples,)`, in [-1, 1]; the shorter one ends in silence."""
-    waveforms = [load_waveform(part.audio, None, SAMPLING_RATE, MAX_SECONDS)[0] for part in parts]
+def write_sum(sounds: list[Any], file: Path) -> None:
+    """
+    Write the sum of sounds that [`load_waveform`] takes, in [-1, 1]; shorter ones end in silence. A file of this name
+    has this content already, and is never seen half written.
+    """
+    if file.exists():
+        return
+    waveforms = [load_waveform(sound, None, SAMPLING_RATE, MAX_SECONDS)[0] for sound in sounds]
     mix = torch.nn.utils.rnn.pad_sequence(waveforms).sum(dim=1)  # (samples, 2) -> (samples,)
-    return mix / max(1.0, float(mix.abs().max()))
+    mix = mix / max(1.0, float(mix.abs().max()))
+    unfinished = file.with_suffix(".unfinished")
+    soundfile.write(unfinished, mix.numpy(), SAMPLING_RATE, format="FLAC", subtype="PCM_16")
+    unfinished.replace(file)
 
 
-def write_mix(mix: Mix, file: Path) -> None:
-    """Write the sound of a mix."""
-    soundfile.write(file, add_waveforms(mix.parts).numpy(), SAMPLING_RATE, format="FLAC", subtype="PCM_16")
-
-
-def write_mixes(mixes: list[Mix], folder: Path, num_workers: int) -> list[dict[str, Any]]:
-    """Write the sounds of all mixes below a folder; a row of the schema for each of their captions."""
+def write_mixes(mixes: list[Mix], index: PairIndex, folder: Path, num_workers: int) -> list[dict[str, Any]]:
+    """
+    Write the sounds of all mixes below a folder, named by what they are made of, so that no run changes the sounds of
+    another; a row of the schema for each of their captions.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    files = [folder.absolute() / f"{number:07d}.flac" for number in range(len(mixes))]
+    keys = ["\n".join(index.clip_keys[clip] for clip in mix.clips) for mix in mixes]
+    files = [folder.absolute() / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.flac" for key in keys]
+    sounds = {file: [index.audio(clip) for clip in mix.clips] for file, mix in zip(files, mixes, strict=True)}
     with ThreadPoolExecutor(num_workers) as pool:
-        list(tqdm(pool.map(write_mix, mixes, files), desc="mixes", unit="clip", total=len(mixes), disable=None))
+        written = pool.map(write_sum, sounds.values(), sounds)
+        list(tqdm(written, desc="mixes", unit="clip", total=len(sounds), disable=None))
     return [
-        {"id": f"mix-{file.stem}-{number}", "audio": str(file), "text": caption, "source": "mix"}
-        for mix, file in zip(mixes, files, strict=True)
-        for number, caption in enumerate(mix.captions)
+        {"id": f"mix-{number:07d}-{place}", "audio": str(file), "text": caption, "source": "mix"}
+        for number, (mix, file) in enumerate(zip(mixes, files, strict=True))
+        for place, caption in enumerate(mix.captions)
     ]
 
 
@@ -128,11 +127,12 @@ def main(
     """Add sums of two clips to the train split of captioned clips."""
     check_replaceable(output)
     splits = load_pairs(dataset)
-    if "train" not in splits or len(clips := collect_clips(splits["train"])) < 2:
+    index = PairIndex(DatasetDict({name: rows for name, rows in splits.items() if name == "train"}))
+    if len(index.clip_keys) < 2:
         raise ValueError(f"{dataset}: needs a split train of two clips or more; it has {', '.join(splits)}.")
-    generator = np.random.default_rng(seed)
-    drawn = [draw_mix(clips, max_words, generator) for _ in range(mixes)]
-    added = make_dataset(write_mixes(drawn, output.with_name(f"{output.name}_sounds"), num_workers))
+    captions, generator = captions_of_clips(index), np.random.default_rng(seed)
+    drawn = [draw_mix(captions, max_words, generator) for _ in range(mixes)]
+    added = make_dataset(write_mixes(drawn, index, output.with_name(f"{output.name}_sounds"), num_workers))
     save_dataset(
         DatasetDict({**splits, "train": concatenate_datasets([splits["train"], added])}),
         output,

@@ -55,7 +55,6 @@ def test_half_precision_small_products_and_autocast_go_the_usual_way(products, m
     assert not products
 
 
-@torch.no_grad()
 def test_the_compiler_chooses_its_own_product(products):
     inputs, weight, bias = torch.randn(5, 48), torch.randn(32, 48), torch.randn(32)
     calls = []
@@ -69,6 +68,7 @@ def test_the_compiler_chooses_its_own_product(products):
     torch.testing.assert_close(result, nn.functional.linear(inputs, weight, bias))
 
 
+@torch.no_grad()
 def test_the_whole_model_gives_the_same_scores(model, processor, noise, monkeypatch):
     inputs = processor(text=["A dog barks", "Rain falls on a tin roof"], audio=noise[:2], sampling_rate=16000)
     plain = model(**inputs).scores

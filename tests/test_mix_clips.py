@@ -1,7 +1,6 @@
 """`dataset_scripts/mix_clips.py`: what the mixes sound like and say, that nothing else changes, and that it repeats."""
 
 from functools import partial
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -55,10 +54,8 @@ def test_a_mix_is_the_sum_of_two_clips_under_both_captions(corpus, tmp_path):
     rows = load_pairs(tmp_path / "mixed", "train").to_list()
     mixes = [row for row in rows if row["source"] == "mix"]
     assert len(mixes) == 24 and check_rows(make_dataset(rows)) == []
-    origins = dict(zip([frozenset(pair) for pair in combinations(CAPTIONS, 2)], combinations(CAPTIONS, 2), strict=True))
     for row in mixes:
-        words = row["text"].lower()
-        (parts,) = [pair for names, pair in origins.items() if all(name in words for name in names)]
+        parts = [name for name in CAPTIONS if name in row["text"].lower()]
         samples, rate = soundfile.read(row["audio"]["path"])
         assert rate == 16000
         np.testing.assert_allclose(samples, expected_mix(*parts), atol=2e-4)  # twice 16 bit
@@ -79,6 +76,15 @@ def test_same_seed_same_mixes_on_any_number_of_threads(corpus, tmp_path):
         rows = load_pairs(tmp_path / name, "train").to_list()[6:]
         contents.append([(row["text"], Path(row["audio"]["path"]).read_bytes()) for row in rows])
     assert contents[0] == contents[1] != contents[2]
+
+
+def test_another_run_leaves_the_sounds_of_the_first(corpus, tmp_path):
+    out = tmp_path / "mixed"
+    run(corpus, "--mixes", 8, "-o", out)
+    before = {file: file.read_bytes() for file in (tmp_path / "mixed_sounds").iterdir()}
+    run(corpus, "--mixes", 8, "--seed", 1, "-o", out)
+    assert before.items() <= {file: file.read_bytes() for file in (tmp_path / "mixed_sounds").iterdir()}.items()
+    assert all(Path(row["audio"]["path"]).is_file() for row in load_pairs(out, "train"))
 
 
 def test_long_captions_are_not_joined(corpus, tmp_path):
