@@ -13,11 +13,11 @@ import torch
 from operations import Product
 from torch.nn import functional
 
-from modeling_xacle.modeling_linear import linear
+from modeling_xacle.modeling_fast import linear
 
 # A case ends when its rivals ran so often, or for so long.
 REPETITIONS = 5
-SECONDS = 20.0
+SECONDS = 60.0
 BANDWIDTH_BYTES = 2**30
 
 

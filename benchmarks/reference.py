@@ -10,17 +10,16 @@ an end-of-sequence token follows `[SCORE]`. Each caption has its clip encoded, i
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from unittest.mock import patch
 
 import torch
-from torch import nn
 from torch.nn import functional
 from torchaudio.compliance import kaldi
 
 from modeling_xacle.feature_extraction_xacle import WAVEFORM_SCALE, XacleFeatureExtractor
 from modeling_xacle.modeling_beats import BeatsAttention, BeatsLayer, BeatsModel
-from modeling_xacle.modeling_linear import OneDnnLinear
+from modeling_xacle.modeling_fast import FAST_FORMS
 from modeling_xacle.modeling_xacle import XacleForConditionalGeneration, XacleModel
 from modeling_xacle.processing_xacle import IGNORED
 
@@ -30,8 +29,10 @@ LOGIT_SHRINKAGE = 32.0
 
 @contextmanager
 def plain_products() -> Iterator[None]:
-    """All linear layers compute as PyTorch does by default."""
-    with patch.object(OneDnnLinear, "forward", nn.Linear.forward):
+    """All layers compute as PyTorch and Transformers do by default."""
+    with ExitStack() as stack:
+        for plain, fast in FAST_FORMS.items():
+            stack.enter_context(patch.object(fast, "forward", plain.forward))
         yield
 
 

@@ -19,7 +19,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_xacle import BeatsConfig
-from .modeling_linear import use_onednn
+from .modeling_fast import grouped_product, is_for_onednn, use_fast_forms
 
 
 @dataclass
@@ -98,6 +98,35 @@ def eager_attention_forward(
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
+def onednn_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    gate: torch.Tensor,
+    position_bias: torch.Tensor,
+    scaling: float,
+) -> torch.Tensor:
+    """
+    Attention with products by oneDNN, for CPUs: in fp32, without a gradient, clip by clip.
+
+    Args:
+        query, key, value (`torch.Tensor` of shape `(batch_size, num_tokens, num_heads, head_dim)`): Projected inputs.
+        gate (`torch.Tensor` of shape `(batch_size, num_tokens, num_heads, 1)`): Of the bias, for each query.
+        position_bias (`torch.Tensor` of shape `(1, num_heads, num_tokens, num_tokens)`): Ungated.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, num_tokens, num_heads, head_dim)`.
+    """
+    output = torch.empty_like(query)
+    bias = position_bias[0].transpose(0, 1)  # (1, H, N, N) -> (N, H, N)
+    for clip in range(len(query)):
+        logits = grouped_product((query[clip] * scaling).flatten(1), key[clip].transpose(0, 1))
+        weights = logits.view_as(bias).addcmul_(gate[clip], bias)
+        torch.softmax(weights, dim=-1, out=weights)
+        output[clip] = grouped_product(weights.flatten(1), value[clip].permute(1, 2, 0)).view_as(query[clip])
+    return output
+
+
 class BeatsConvPositionEmbedding(nn.Module):
     """Position embedding computed from the tokens by a wide grouped convolution (wav2vec 2.0, arXiv 2006.11477)."""
 
@@ -173,13 +202,30 @@ class BeatsAttention(nn.Module):
             The output, of the input's shape, and the attention weights where the implementation is `eager`.
         """
         heads = (*hidden_states.shape[:2], self.num_heads, self.head_dim)
-        query = self.q_proj(hidden_states).view(heads).transpose(1, 2)  # (B, N, D) -> (B, H, N, D/H)
-        key = self.k_proj(hidden_states).view(heads).transpose(1, 2)
-        value = self.v_proj(hidden_states).view(heads).transpose(1, 2)
+        query, key, value = (
+            project(hidden_states).view(heads) for project in (self.q_proj, self.k_proj, self.v_proj)
+        )  # (B, N, D) -> 3 x (B, N, H, D/H)
+        parts = query, key, value, self._gate(query), position_bias
+        if self._is_for_onednn(query, key):
+            output, weights = onednn_attention(*parts, scaling=self.head_dim**-0.5), None
+        else:
+            output, weights = self._attend(*parts)
+        return self.out_proj(output.flatten(2)), weights
+
+    def _attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        gate: torch.Tensor,
+        position_bias: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`3 x (B, N, H, D/H)` -> `(B, N, H, D/H)` and, where they are made, the weights `(B, H, N, N)`."""
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
-        output, weights = attend(
+        query, key, value, gate = (part.transpose(1, 2) for part in (query, key, value, gate))  # -> (B, H, N, D/H)
+        return attend(
             self,
             query,
             key,
@@ -187,17 +233,22 @@ class BeatsAttention(nn.Module):
             None,
             scaling=self.head_dim**-0.5,
             dropout=self.config.attention_dropout if self.training else 0.0,
-            position_bias=(self._gate(query) * position_bias).to(query.dtype),
+            position_bias=(position_bias * gate).to(query.dtype),
         )
-        return self.out_proj(output.flatten(2)), weights
+
+    def _is_for_onednn(self, query: torch.Tensor, key: torch.Tensor) -> bool:
+        """Whether [`onednn_attention`] may stand for `sdpa`, and pays: of each clip, queries meet as many keys."""
+        drops = self.training and self.config.attention_dropout > 0
+        is_fused = self.config._attn_implementation == "sdpa" and not torch.is_grad_enabled() and not drops
+        return is_fused and is_for_onednn(query[:1], key[0])
 
     def _gate(self, query: torch.Tensor) -> torch.Tensor:
         """
-        Gate of the bias, in (0, 2 + gate_scale): `(B, H, N, D/H)` -> `(B, H, N, 1)`, from the projected, unscaled
+        Gate of the bias, in (0, 2 + gate_scale): `(B, N, H, D/H)` -> `(B, N, H, 1)`, from the projected, unscaled
         query.
         """
         update, reset = torch.sigmoid(self.gate_proj(query).unflatten(-1, (2, 4)).sum(-1)).chunk(2, dim=-1)
-        return update * (reset * self.gate_scale - 1) + 2
+        return update * (reset * self.gate_scale.transpose(0, 1) - 1) + 2
 
 
 class BeatsLayer(GradientCheckpointingLayer):
@@ -272,7 +323,7 @@ class BeatsModel(BeatsPreTrainedModel):
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.layers = nn.ModuleList([BeatsLayer(config) for _ in range(config.num_hidden_layers)])
         self.gradient_checkpointing = False
-        use_onednn(self)
+        use_fast_forms(self)
         self.post_init()
 
     @merge_with_config_defaults

@@ -14,7 +14,7 @@ from transformers.utils.generic import can_return_tuple, maybe_autocast
 
 from .configuration_xacle import XacleConfig
 from .modeling_beats import BeatsModel
-from .modeling_linear import linear, use_onednn
+from .modeling_fast import linear, use_fast_forms
 
 
 @dataclass
@@ -184,7 +184,7 @@ class XacleModel(XaclePreTrainedModel):
         # In the dtype of everything built here, not the one in the language model's own config.
         self.language_model = AutoModel.from_config(config.text_config, dtype=torch.get_default_dtype())
         self.score_head = XacleScoreHead(config)
-        use_onednn(self)
+        use_fast_forms(self)
         self.post_init()
 
     def train(self, mode: bool = True) -> "XacleModel":

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import pipeline
 
-from modeling_xacle import DEFAULT_MODEL, modeling_linear, modeling_xacle
+from modeling_xacle import DEFAULT_MODEL, modeling_fast, modeling_xacle
 from modeling_xacle.data import read_table
 from modeling_xacle.metrics import alignment_metrics
 from modeling_xacle.recipes import parse_arguments
@@ -193,7 +193,7 @@ def test_ours_alone_and_in_a_batch_equals_the_reference_one_by_one(bench):
 
 def test_fast_and_plain_paths_agree(speed, bench, monkeypatch):
     waveforms, captions = bench.waveforms(4), bench.captions(8)
-    monkeypatch.setattr(modeling_linear, "SMALLEST_PRODUCT", 1)
+    monkeypatch.setattr(modeling_fast, "SMALLEST_PRODUCT", 1)
     fast = bench.scores(waveforms, captions)
     bench.model.set_attn_implementation("eager")
     monkeypatch.setattr(modeling_xacle, "CPU_CACHE_BYTES", 1)

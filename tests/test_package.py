@@ -16,9 +16,9 @@ TRAVELS = {
     "configuration_xacle": {"pipeline_xacle"},
     "feature_extraction_xacle": set(),
     "processing_xacle": {"feature_extraction_xacle"},
-    "modeling_linear": set(),
-    "modeling_beats": {"configuration_xacle", "modeling_linear"},
-    "modeling_xacle": {"configuration_xacle", "modeling_beats", "modeling_linear"},
+    "modeling_fast": set(),
+    "modeling_beats": {"configuration_xacle", "modeling_fast"},
+    "modeling_xacle": {"configuration_xacle", "modeling_beats", "modeling_fast"},
     "pipeline_xacle": {"feature_extraction_xacle", "processing_xacle"},
 }
 ALLOWED = {"torch", "torchaudio", "transformers", "numpy", "soundfile"}

@@ -1,10 +1,14 @@
-"""Linear layers that, on CPUs, compute fp32 products with oneDNN, whatever product library PyTorch prefers there."""
+"""
+Faster forms of layers: on CPUs, fp32 products by oneDNN, whatever product library PyTorch prefers there; without
+gradients, results in memory that is there already.
+"""
 
 from typing import Any
 
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
+from transformers.models.qwen2.modeling_qwen2 import Qwen2MLP
 
 # Multiplications from which a product with oneDNN pays: below, finding its kernel takes longer than the product.
 SMALLEST_PRODUCT = 2**25
@@ -58,7 +62,15 @@ def linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     Returns:
         `torch.Tensor` of shape `(batch_size, ..., out_features)`.
     """
-    is_for_onednn = (
+    if not is_for_onednn(inputs, weight):
+        return nn.functional.linear(inputs, weight, bias)
+    product = OneDnnLinearFunction.apply if torch.is_grad_enabled() else onednn_product
+    return product(inputs, weight, bias)
+
+
+def is_for_onednn(inputs: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether a product, of which each of the `inputs` meets as many numbers as `weight` has rows, is for oneDNN."""
+    return (
         HAS_PRODUCT
         and inputs.device.type == "cpu"
         and inputs.dtype == weight.dtype == torch.float32
@@ -66,9 +78,25 @@ def linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
     )
-    if not is_for_onednn:
-        return nn.functional.linear(inputs, weight, bias)
-    return OneDnnLinearFunction.apply(inputs, weight, bias)
+
+
+def grouped_product(inputs: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """
+    Products of groups of columns, each with its own weight, by oneDNN; without a gradient. To oneDNN this is a
+    convolution of an image of height one, whose channels lie last.
+
+    Args:
+        inputs (`torch.Tensor` of shape `(rows, num_groups * in_features)`): fp32, on the CPU.
+        weight (`torch.Tensor` of shape `(num_groups, out_features, in_features)`): As of `nn.Linear`, of each group.
+
+    Returns:
+        `torch.Tensor` of shape `(rows, num_groups * out_features)`.
+    """
+    num_groups = len(weight)
+    image = inputs.view(1, 1, *inputs.shape).permute(0, 3, 1, 2)  # (R, G * I) -> (1, G * I, 1, R)
+    kernel = weight.flatten(0, 1)[..., None, None]  # (G, O, I) -> (G * O, I, 1, 1)
+    output = torch.mkldnn_convolution(image, kernel, None, (0, 0), (1, 1), (1, 1), num_groups)
+    return output.permute(0, 2, 3, 1).flatten(0, 2)  # (1, G * O, 1, R) -> (R, G * O)
 
 
 class OneDnnLinear(nn.Linear):
@@ -79,8 +107,24 @@ class OneDnnLinear(nn.Linear):
         return linear(inputs, self.weight, self.bias)
 
 
-def use_onednn(module: nn.Module) -> None:
-    """Let all plain linear layers of a module, wherever their code comes from, be [`OneDnnLinear`]."""
+class InPlaceQwen2MLP(Qwen2MLP):
+    """
+    A `Qwen2MLP` that, without gradients, overwrites what it no longer needs. Fresh memory of this size has to be asked
+    of the system each time, which on a CPU takes as long as a third of the products.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`(batch_size, sequence_length, hidden_size)`, as the input's."""
+        if torch.is_grad_enabled() or self.config.hidden_act != "silu":
+            return super().forward(x)
+        gates = nn.functional.silu(self.gate_proj(x), inplace=True)
+        return self.down_proj(gates.mul_(self.up_proj(x)))
+
+
+FAST_FORMS = {nn.Linear: OneDnnLinear, Qwen2MLP: InPlaceQwen2MLP}
+
+
+def use_fast_forms(module: nn.Module) -> None:
+    """Let the layers of a module of which there is a faster form, wherever their code comes from, take it."""
     for layer in module.modules():
-        if type(layer) is nn.Linear:
-            layer.__class__ = OneDnnLinear
+        layer.__class__ = FAST_FORMS.get(type(layer), type(layer))
