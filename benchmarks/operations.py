@@ -162,12 +162,13 @@ def step_products(
 ) -> list[Product]:
     """
     Of a training step as published, for a pair of each caption length: the projector is trained, with the language
-    model in stage 1 (or adapters of it) and with the score head in the others.
+    model in stage 1 (or adapters of it) and with the score head in the others. In stage 1 each token of a caption is
+    predicted, and its end.
 
     A weight that is trained costs another product of the same size, and so do gradients that are passed on; attention
     passes them on through two. The projector's linear path passes none on.
     """
-    pairs, around = len(lengths), config.num_audio_tokens + SPECIAL_TOKENS
+    pairs = len(lengths)
     projector, text = projector_products(config, pairs), text_products(config, lengths)
     linear = [product for product in text if product.kind == "linear"]
     products = [] if cached else audio_products(config, pairs, frames)
@@ -175,7 +176,7 @@ def step_products(
     trains_text = stage == 1 and not lora_rank
     products += text * 2 + [product for product in text if trains_text or product.kind == "attention"]
     if stage == 1:
-        products += lm_head_products(config, sum(lengths) + pairs * around) * (2 if lora_rank else 3)
+        products += lm_head_products(config, sum(lengths) + pairs) * (2 if lora_rank else 3)
     else:
         products += head_products(config, pairs) * 3
     if lora_rank:

@@ -11,7 +11,7 @@ from workbench import Workbench
 
 from modeling_xacle.losses import list_net_loss
 from modeling_xacle.processing_xacle import IGNORED
-from modeling_xacle.training import caption_loss
+from modeling_xacle.training import caption_loss, keep_captions
 
 # As `run_stage.py` has them by default.
 LEARNING_RATE, WEIGHT_DECAY, MAX_GRADIENT_NORM = 1e-5, 0.01, 1.0
@@ -57,7 +57,8 @@ class TrainingSteps:
             if self.stage > 1:
                 batch = self.bench.pad(self.captions)
                 return list_net_loss(self.model(**batch, audio_features=features).logits, self.labels)
-            batch = self.caption_batch()
+            prompt = self.bench.processor.audio_and_score_ids[:-1]
+            batch = keep_captions(self.caption_batch(), len(prompt))
             targets = batch.pop("labels")
             outputs = self.model(**batch, audio_features=features)
             return caption_loss(outputs, targets, (targets != IGNORED).sum())

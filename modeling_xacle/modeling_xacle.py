@@ -318,10 +318,16 @@ class XacleModel(XaclePreTrainedModel):
         else:
             self.check_audio_tokens(input_ids, *audio_features.shape[:2])
         if attention_mask is not None:
-            self._check_padding(input_ids, attention_mask)
+            self.check_padding(input_ids, attention_mask)
 
     @staticmethod
-    def _check_padding(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> None:
+    def check_padding(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> None:
+        """
+        Whether a mask `(batch_size, sequence_length)` fits the sequences and hides their ends only.
+
+        Raises:
+            ValueError: It does not.
+        """
         if attention_mask.shape != input_ids.shape:
             raise ValueError(
                 f"attention_mask has shape {tuple(attention_mask.shape)}, but input_ids {tuple(input_ids.shape)}."
@@ -398,6 +404,7 @@ class XacleForConditionalGeneration(XaclePreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         names = {module: name for name, module in self.named_modules()}  # the embedding's name differs among decoders
         self._tied_weights_keys = {"lm_head.weight": f"{names[self.get_input_embeddings()]}.weight"}
+        use_fast_forms(self)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -426,7 +433,7 @@ class XacleForConditionalGeneration(XaclePreTrainedModel, GenerationMixin):
         labels: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
-        logits_to_keep: int = 0,
+        logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """
@@ -444,8 +451,15 @@ class XacleForConditionalGeneration(XaclePreTrainedModel, GenerationMixin):
             labels (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): The input ids where a token
                 counts in the loss (the caption and its end), -100 elsewhere. The loss is the mean cross entropy.
             past_key_values (`Cache`, *optional*), use_cache (`bool`, *optional*): As in any causal language model.
-            logits_to_keep (`int`): Compute the logits of so many last positions only; 0 is all.
+            logits_to_keep (`int` or `torch.Tensor` of shape `(num_kept,)`): Compute the logits of so many last
+                positions only, or of these; 0 is all, as `labels` need them.
+
+        Raises:
+            ValueError: Padding before the end; a sequence without its audio tokens.
         """
+        if attention_mask is not None and past_key_values is None:
+            self.model.check_padding(input_ids, attention_mask)
+            attention_mask = None  # causal attention hides padding at the end, by a faster kernel
         if input_features is not None:
             audio_features = self.model.get_audio_features(input_features)
         if audio_features is None:
@@ -460,7 +474,8 @@ class XacleForConditionalGeneration(XaclePreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
-        logits = self.lm_head(outputs.last_hidden_state[:, -logits_to_keep:])  # (B, S, H) -> (B, S, V)
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])  # (B, S, H) -> (B, S, V)
         loss = None
         if labels is not None:
             targets = labels[:, 1:].to(logits.device)

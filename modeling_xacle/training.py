@@ -377,23 +377,36 @@ class PairTrainer(StageTrainer):
         return {name.lower(): value for name, value in found.items() if name != "N"}
 
 
+def keep_captions(inputs: dict[str, torch.Tensor], prompt_length: int) -> dict[str, torch.Tensor]:
+    """
+    Inputs of [`XacleForConditionalGeneration`] for the logits of the captions alone: `labels` of shape `(batch_size,
+    sequence_length)` lose the prompt, and each logit that is left predicts the label in its place. Most of a sequence
+    is sound, and the LM head is more than a third as large as all layers before it.
+    """
+    labels = inputs["labels"]
+    places = torch.arange(prompt_length, labels.shape[1], device=labels.device)
+    return {**inputs, "labels": labels[:, prompt_length:], "logits_to_keep": places - 1}
+
+
 def caption_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int) -> torch.Tensor:
     """
-    Cross entropy of the next token, summed over a batch and divided by the tokens that count in the whole step, of all
+    Cross entropy of the captions, summed over a batch and divided by the tokens that count in the whole step, of all
     processes and accumulated batches.
 
     Args:
-        outputs (`CausalLMOutputWithPast`): With `logits` `(batch_size, sequence_length, vocab_size)`.
-        labels (`torch.Tensor` of shape `(batch_size, sequence_length)`): -100 where nothing counts.
+        outputs (`CausalLMOutputWithPast`): With `logits` `(batch_size, caption_length, vocab_size)`, as
+            [`keep_captions`] asks for them.
+        labels (`torch.Tensor` of shape `(batch_size, caption_length)`): What each logit is to predict; -100 where
+            nothing counts.
         num_items_in_batch (`torch.Tensor` or `int`): Tokens of the step.
     """
     return token_losses(outputs.logits, labels).sum() / num_items_in_batch
 
 
 def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross entropy `(batch_size, sequence_length - 1)` of each next token; 0 where none is to be predicted."""
-    predicted, targets = logits[:, :-1].float(), labels[:, 1:]
-    return cross_entropy(predicted.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none")  # (B, V, S - 1)
+    """Cross entropy `(batch_size, caption_length)` of each token; 0 where none is to be predicted."""
+    losses = cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="none")
+    return losses.view_as(labels)
 
 
 class CaptionTrainer(StageTrainer):
@@ -402,6 +415,11 @@ class CaptionTrainer(StageTrainer):
     def __init__(self, stage: StageArguments, **kwargs: Any):
         super().__init__(compute_loss_func=caption_loss, compute_metrics=self.metrics, **kwargs)
         self.num_samples = stage.num_sample_captions
+
+    def _prepare_inputs(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        inputs = super()._prepare_inputs(inputs)
+        prompt = self.processing_class.audio_and_score_ids[:-1]
+        return keep_captions(inputs, len(prompt)) if "labels" in inputs else inputs
 
     def prediction_step(
         self,

@@ -157,6 +157,51 @@ def speed():
         yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
 
 
+SPEED_ROWS = {
+    "whole pair, batch 1": "whole pair, 1 pairs",
+    "whole pair, batch 8": "whole pair, 8 pairs",
+    "whole pair, batch 32": "whole pair, 32 pairs",
+    "of it the encoder, batch 8": "encoder, 8 clips",
+    "of it projector and language model, batch 8": "projector + language model, 8 pairs",
+    "a caption, four a clip": "4 captions a clip, 8 captions",
+    "a caption, sixteen a clip": "16 captions a clip, 16 captions",
+    "pair of a stage 1 step of 8, features stored": "stage 1, step of 8, cached",
+    "pair of a stage 2 step of 8, features stored": "stage 2, step of 8, cached",
+    "the same, encoder run": "stage 2, step of 8",
+    "loading": "loading",
+}
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """The rows of the stored run of `benchmarks/run.py`, by case."""
+    sections = json.loads((ROOT / "benchmarks/results/speed.json").read_text())["cpu fp32"]["sections"]
+    return {row["case"]: row for section in sections.values() for row in section["rows"]}
+
+
+def test_the_documents_tell_the_measured_speed(measured):
+    page = (ROOT / "benchmarks/README.md").read_text()
+    table = page.split("| | ours | of the limit | reference | ratio |")[1].split("\n\n")[0].splitlines()[2:]
+    told = {line.split("|")[1].strip(): [cell.strip(" s%") for cell in line.split("|")[2:6]] for line in table}
+    assert told.keys() == SPEED_ROWS.keys()
+    for name, cells in told.items():
+        row = measured[SPEED_ROWS[name]]
+        seconds = [row[form]["seconds"] / row["items"] for form in ("ours", "reference")]
+        figures = [seconds[0], 100 * row.get("of the limit", 0), seconds[1], row["times the reference"]]
+        for cell, figure in zip(cells, figures, strict=True):
+            places = len(cell.partition(".")[2])
+            assert float(cell or 0) == pytest.approx(figure, abs=0.51 * 10**-places), name
+    ratio = measured["whole pair, 8 pairs"]["times the reference"]
+    assert f"{ratio:.1f} times as fast as the published design" in (ROOT / "README.md").read_text()
+
+
+def test_what_the_speed_must_be(measured):
+    pair, captions = measured["whole pair, 8 pairs"], measured["4 captions a clip, 8 captions"]
+    assert pair["times the reference"] >= 1.35 and pair["of the limit"] >= 0.8
+    assert captions["times the reference"] >= 2
+    assert measured["stage 2, step of 8, cached"]["times the reference"] >= 2.3
+
+
 @pytest.fixture(scope="module")
 def bench(speed):
     return speed.workbench.Workbench(torch.device("cpu"), small=True)

@@ -6,6 +6,7 @@ from conftest import PARITY, SAMPLING_RATE
 from transformers import AutoModel, AutoModelForMultimodalLM
 
 from modeling_xacle import XacleForConditionalGeneration, XacleModel
+from modeling_xacle.training import caption_loss, keep_captions
 
 CLIPS = [PARITY / "wav" / "a_16k_10s.wav", PARITY / "wav" / "c_44k_stereo_12s.wav"]
 CAPTIONS = ["a dog", "rain falls on a roof"]
@@ -66,6 +67,28 @@ def test_a_longer_neighbour_changes_nothing(captioner, processor):
     alone = captioner(**processor.prepare_captioning(CLIPS[:1], CAPTIONS[:1])).logits
     beside = captioner(**processor.prepare_captioning(CLIPS, CAPTIONS)).logits
     torch.testing.assert_close(beside[:1, : alone.shape[1]], alone, atol=1e-4, rtol=0)
+
+
+def test_logits_of_the_captions_alone_give_the_same_loss(captioner, processor):
+    inputs = processor.prepare_captioning(CLIPS, CAPTIONS)
+    expected = captioner(**inputs)
+    kept = keep_captions(inputs, prompt_length=102)
+    labels = kept.pop("labels")
+    count = (labels != -100).sum()
+    output = captioner(**kept)
+    assert count == (inputs["labels"] != -100).sum()
+    assert output.logits.shape[:2] == labels.shape == (2, inputs["labels"].shape[1] - 102)
+    torch.testing.assert_close(output.logits, expected.logits[:, 101:-1])
+    torch.testing.assert_close(caption_loss(output, labels, count), expected.loss)
+    del inputs["labels"]
+    torch.testing.assert_close(captioner(**inputs, logits_to_keep=3).logits, expected.logits[:, -3:])
+
+
+def test_padding_must_be_at_the_end(captioner, processor):
+    inputs = processor.prepare_captioning(CLIPS, CAPTIONS)
+    inputs["attention_mask"] = inputs["attention_mask"].flip(1)
+    with pytest.raises(ValueError, match="after padding"):
+        captioner(**inputs)
 
 
 def test_it_learns_to_caption(captioner, processor, prompt):
