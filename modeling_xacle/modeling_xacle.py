@@ -460,15 +460,8 @@ class XacleForConditionalGeneration(XaclePreTrainedModel, GenerationMixin):
         if attention_mask is not None and past_key_values is None:
             self.model.check_padding(input_ids, attention_mask)
             attention_mask = None  # causal attention hides padding at the end, by a faster kernel
-        if input_features is not None:
-            audio_features = self.model.get_audio_features(input_features)
-        if audio_features is None:
-            inputs_embeds = self.get_input_embeddings()(input_ids)
-        else:
-            self.model.check_audio_tokens(input_ids, *audio_features.shape[:2])
-            inputs_embeds = self.model.embed(input_ids, audio_features)
         outputs = self.model.language_model(
-            inputs_embeds=inputs_embeds,
+            inputs_embeds=self._embed(input_ids, input_features, audio_features),
             attention_mask=attention_mask,
             past_key_values=past_key_values,
             use_cache=use_cache,
@@ -487,6 +480,17 @@ class XacleForConditionalGeneration(XaclePreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def _embed(
+        self, input_ids: torch.Tensor, input_features: torch.Tensor | None, audio_features: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Embeddings `(batch_size, sequence_length, hidden_size)` of tokens, and of the sound where there is one."""
+        if input_features is not None:
+            audio_features = self.model.get_audio_features(input_features)
+        if audio_features is None:
+            return self.get_input_embeddings()(input_ids)
+        self.model.check_audio_tokens(input_ids, *audio_features.shape[:2])
+        return self.model.embed(input_ids, audio_features)
 
     def prepare_inputs_for_generation(
         self, *args: Any, is_first_iteration: bool = False, **kwargs: Any
