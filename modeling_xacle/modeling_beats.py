@@ -240,7 +240,7 @@ class BeatsAttention(nn.Module):
         """Whether [`onednn_attention`] may stand for `sdpa`, and pays: of `(B, N, H, D/H)`, it multiplies a clip's."""
         drops = self.training and self.config.attention_dropout > 0
         is_fused = self.config._attn_implementation == "sdpa" and not torch.is_grad_enabled() and not drops
-        return is_fused and is_for_onednn(query[:1], key[:1].flatten(0, 1))
+        return is_fused and is_for_onednn(query[:1], key[0])
 
     def _gate(self, query: torch.Tensor) -> torch.Tensor:
         """

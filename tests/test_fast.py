@@ -114,7 +114,6 @@ def test_onednn_attention_is_the_plain_one(attended):
     assert not attended
     with torch.no_grad():
         together = tower(spectrograms).last_hidden_state
-        assert tower(spectrograms[:0]).last_hidden_state.shape == (0, 80, 48)
     assert attended == [(3, 80, 4, 12)] * 2  # layers
     torch.testing.assert_close(together, expected, atol=1e-5, rtol=1e-5)
     with torch.inference_mode():
