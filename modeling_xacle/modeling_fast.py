@@ -69,7 +69,7 @@ def linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 
 
 def is_for_onednn(inputs: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether the product of `(..., in_features)` and `(out_features, in_features)` is for oneDNN."""
+    """Whether the product of `(batch_size, ..., in_features)` and `(out_features, in_features)` is for oneDNN."""
     return (
         HAS_PRODUCT
         and inputs.device.type == "cpu"
