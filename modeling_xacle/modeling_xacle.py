@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
+from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import can_return_tuple, maybe_autocast
 
 from .configuration_xacle import XacleConfig
@@ -404,6 +406,7 @@ class XacleForConditionalGeneration(XaclePreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         names = {module: name for name, module in self.named_modules()}  # the embedding's name differs among decoders
         self._tied_weights_keys = {"lm_head.weight": f"{names[self.get_input_embeddings()]}.weight"}
+        self._counts_positions = "position_ids" in signature(self.model.language_model.forward).parameters
         use_fast_forms(self)
         self.post_init()
 
@@ -424,15 +427,18 @@ class XacleForConditionalGeneration(XaclePreTrainedModel, GenerationMixin):
         self.lm_head = value
 
     @can_return_tuple
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     def forward(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
         input_features: torch.Tensor | None = None,
         audio_features: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
-        use_cache: bool | None = None,
+        cache: Cache | None = None,
+        use_cache: bool = False,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
@@ -440,30 +446,43 @@ class XacleForConditionalGeneration(XaclePreTrainedModel, GenerationMixin):
         Predict the next tokens. [`~XacleProcessor.prepare_captioning`] makes the inputs.
 
         Args:
-            input_ids (`torch.Tensor` of shape `(batch_size, sequence_length)`): `[AUDIO_START]`, `[AUDIO]` times
-                `num_audio_tokens`, `[AUDIO_END]`, then the caption so far; with `past_key_values`, its last tokens.
+            input_ids (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): `[AUDIO_START]`, `[AUDIO]`
+                times `num_audio_tokens`, `[AUDIO_END]`, then the caption so far; with `cache`, its last tokens.
             attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): 1 for tokens, 0 for
-                padding, which must be at the end.
+                padding, at either end; or what `generate` makes of it.
+            position_ids (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): Places of the tokens; by
+                default counted without the padding.
             input_features (`torch.Tensor` of shape `(batch_size, num_frames, num_mel_bins)`, *optional*): Normalised
                 log-mel spectrogram.
             audio_features (`torch.Tensor` of shape `(batch_size, num_audio_tokens, audio_hidden_size)`, *optional*):
                 Output of `get_audio_features`, instead of `input_features`.
+            inputs_embeds (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*): Embeddings
+                of the whole sequence, sound included ([`~XacleModel.embed`] makes them), instead of `input_ids`.
             labels (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): The input ids where a token
                 counts in the loss (the caption and its end), -100 elsewhere. The loss is the mean cross entropy.
-            past_key_values (`Cache`, *optional*), use_cache (`bool`, *optional*): As in any causal language model.
+            cache (`Cache`, *optional*): Of the tokens before these.
+            use_cache (`bool`): Return a cache of all tokens; `generate` asks for it.
             logits_to_keep (`int` or `torch.Tensor` of shape `(num_kept,)`): Compute the logits of so many last
                 positions only, or of these; 0 is all, as `labels` need them.
 
         Raises:
-            ValueError: Padding before the end; a sequence without its audio tokens.
+            ValueError: Not exactly one of `input_ids` and `inputs_embeds`; `inputs_embeds` and a sound; a sequence
+                without its audio tokens.
         """
-        if attention_mask is not None and past_key_values is None:
-            self.model.check_padding(input_ids, attention_mask)
-            attention_mask = None  # causal attention hides padding at the end, by a faster kernel
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give either `input_ids` or `inputs_embeds`.")
+        if inputs_embeds is None:
+            inputs_embeds = self._embed(input_ids, input_features, audio_features)
+        elif input_features is not None or audio_features is not None:
+            raise ValueError("`inputs_embeds` hold the sound already: leave out `input_features` and `audio_features`.")
+        if cache is None and attention_mask is not None and attention_mask.dim() == 2:
+            attention_mask, position_ids = self._without_padding(inputs_embeds, attention_mask, position_ids)
+        if position_ids is not None and self._counts_positions:
+            kwargs["position_ids"] = position_ids
         outputs = self.model.language_model(
-            inputs_embeds=self._embed(input_ids, input_features, audio_features),
+            inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
+            cache=cache,
             use_cache=use_cache,
             **kwargs,
         )
@@ -476,10 +495,28 @@ class XacleForConditionalGeneration(XaclePreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            cache=outputs.cache,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    @staticmethod
+    def _without_padding(
+        inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """
+        Mask and positions `(batch_size, sequence_length)` by which padding changes nothing. Causal attention hides
+        padding at the end by itself, by a faster kernel; behind padding at the beginning, positions are counted anew.
+        """
+        if attention_mask.shape != inputs_embeds.shape[:2]:
+            raise ValueError(
+                f"attention_mask has shape {tuple(attention_mask.shape)}, but the sequences have "
+                f"{tuple(inputs_embeds.shape[:2])}."
+            )
+        if not (attention_mask.int().diff(dim=1) > 0).any():
+            return None, position_ids
+        counted = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        return attention_mask, counted if position_ids is None else position_ids
 
     def _embed(
         self, input_ids: torch.Tensor, input_features: torch.Tensor | None, audio_features: torch.Tensor | None
@@ -493,33 +530,35 @@ class XacleForConditionalGeneration(XaclePreTrainedModel, GenerationMixin):
         return self.model.embed(input_ids, audio_features)
 
     def prepare_inputs_for_generation(
-        self, *args: Any, is_first_iteration: bool = False, **kwargs: Any
+        self, *args: Any, inputs_embeds: torch.Tensor | None = None, is_first_iteration: bool = False, **kwargs: Any
     ) -> dict[str, Any]:
         """The inputs of one step of `generate`: the audio goes in with the prompt, then lives in the cache."""
-        inputs = super().prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)
-        if not is_first_iteration and inputs.get("past_key_values") is not None:
+        # `generate` takes `inputs_embeds` only where it sees them in this signature.
+        inputs = super().prepare_inputs_for_generation(
+            *args, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
+        )
+        if not is_first_iteration and inputs.get("cache") is not None:
             inputs.pop("audio_features", None)
         return inputs
 
-    def generate(
-        self, input_ids: torch.Tensor, input_features: torch.Tensor | None = None, **kwargs: Any
-    ) -> torch.Tensor:
+    def generate(self, *args: Any, input_features: torch.Tensor | None = None, **kwargs: Any) -> Any:
         """
-        Write captions: greedy, beam search or sampling, as `GenerationMixin.generate` is told. Each clip is encoded
-        once, whatever the number of beams.
+        Write captions: greedy, beam search or sampling, with arguments and results of `GenerationMixin.generate`. Each
+        clip is encoded once, whatever the number of beams.
 
         Args:
-            input_ids (`torch.Tensor` of shape `(batch_size, sequence_length)`): Prompts.
             input_features (`torch.Tensor` of shape `(batch_size, num_frames, num_mel_bins)`, *optional*): Normalised
                 log-mel spectrogram; or give `audio_features`.
 
         Returns:
-            `torch.Tensor` of shape `(batch_size * num_return_sequences, longest)`: The new tokens, without the prompts.
+            `torch.Tensor` of shape `(batch_size * num_return_sequences, longest)`: The prompts and the new tokens;
+            `processor.batch_decode(..., skip_special_tokens=True)` leaves the captions. With
+            `return_dict_in_generate=True`, a `ModelOutput` with these `sequences`.
         """
         if input_features is not None:
             with torch.no_grad():
                 kwargs["audio_features"] = self.model.get_audio_features(input_features)
-        return super().generate(input_ids, **kwargs)[:, input_ids.shape[1] :]
+        return super().generate(*args, **kwargs)
 
 
 __all__ = [

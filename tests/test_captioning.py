@@ -14,7 +14,10 @@ CAPTIONS = ["a dog", "rain falls on a roof"]
 
 @pytest.fixture
 def captioner(model_folder):
-    return AutoModelForMultimodalLM.from_pretrained(model_folder).eval()
+    """Its language model's config asks for a cache, as those of pretrained ones do."""
+    model = AutoModelForMultimodalLM.from_pretrained(model_folder).eval()
+    assert model.config.text_config.use_cache
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -23,22 +26,86 @@ def prompt(processor):
 
 
 def greedy_by_hand(model, prompt, steps):
-    """Each next token from the whole sequence anew, without a cache."""
+    """The prompts and each next token, from the whole sequence anew, without a cache."""
     ids = prompt["input_ids"]
     for _ in range(steps):
         logits = model(ids, input_features=prompt["input_features"]).logits
         ids = torch.cat([ids, logits[:, -1:].argmax(dim=-1)], dim=1)
-    return ids[:, prompt["input_ids"].shape[1] :]
+    return ids
+
+
+STEPS = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
 
 
 @torch.no_grad()
 def test_greedy_generation_equals_argmax_step_by_step(captioner, prompt):
     expected = greedy_by_hand(captioner, prompt, 6)
-    for use_cache in (True, False):
-        assert torch.equal(
-            captioner.generate(**prompt, max_new_tokens=6, min_new_tokens=6, use_cache=use_cache), expected
-        )
+    for how in ({}, {"use_cache": True}, {"use_cache": False}, {"cache_implementation": "static"}):
+        assert torch.equal(captioner.generate(**prompt, **STEPS, **how), expected)
     assert not torch.equal(expected[0], expected[1])  # the clips differ, and so do their captions
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("how", [{"num_beams": 3}, {"do_sample": True}])
+def test_a_cache_changes_neither_beams_nor_samples(how, captioner, prompt):
+    found = []
+    for use_cache in (True, False):
+        torch.manual_seed(0)
+        found.append(captioner.generate(**prompt, **{**STEPS, **how}, use_cache=use_cache))
+    assert torch.equal(*found)
+
+
+@torch.no_grad()
+def test_what_generate_may_be_asked_for(captioner, prompt, monkeypatch):
+    expected = captioner.generate(**prompt, **STEPS)
+    monkeypatch.setattr(captioner.generation_config, "max_new_tokens", 6)
+    monkeypatch.setattr(captioner.generation_config, "min_new_tokens", 6)
+    result = captioner.generate(**prompt, return_dict_in_generate=True, output_scores=True)
+    assert torch.equal(result.sequences, expected) and len(result.scores) == 6
+    inputs = dict(prompt)
+    assert torch.equal(captioner.generate(inputs.pop("input_ids"), captioner.generation_config, **inputs), expected)
+    embedded = captioner.model.embed(
+        prompt["input_ids"], captioner.model.get_audio_features(prompt["input_features"])
+    )  # (B, S, H)
+    length = prompt["input_ids"].shape[1]
+    assert torch.equal(captioner.generate(inputs_embeds=embedded, **STEPS), expected[:, length:])
+    with pytest.raises(ValueError, match="hold the sound already"):
+        captioner(inputs_embeds=embedded, input_features=prompt["input_features"])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_padding_before_a_prompt_changes_nothing(use_cache, captioner, prompt):
+    expected = captioner.generate(**prompt, **STEPS)
+    pad = torch.zeros(2, 3, dtype=torch.long)
+    pad[0] = 7  # the first prompt is padded, the second begins with a few words
+    ids = torch.cat([pad, prompt["input_ids"]], dim=1)
+    mask = torch.cat([torch.tensor([[0] * 3, [1] * 3]), prompt["attention_mask"]], dim=1)
+    padded = captioner.generate(
+        ids, attention_mask=mask, input_features=prompt["input_features"], use_cache=use_cache, **STEPS
+    )
+    assert torch.equal(padded[0, 3:], expected[0])
+    alone = captioner.generate(ids[1:], input_features=prompt["input_features"][1:], **STEPS)
+    assert torch.equal(padded[1], alone[0])
+
+
+@torch.no_grad()
+def test_the_older_name_of_the_cache_is_not_ignored(captioner, prompt):
+    """An argument that fell into `**kwargs` would be lost without a word."""
+    first = captioner(**prompt, use_cache=True)
+    token = first.logits[:, -1:].argmax(dim=-1)
+    whole = torch.cat([prompt["input_ids"], token], dim=1)
+    expected = captioner(whole, input_features=prompt["input_features"]).logits[:, -1]
+    with pytest.warns(FutureWarning, match="past_key_values"):
+        found = captioner(token, past_key_values=first.cache).logits[:, -1]
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_generation_gives_no_warning(captioner, prompt, recwarn, caplog):
+    captioner.generate(**prompt, **STEPS)
+    assert not [str(warning.message) for warning in recwarn if "deprecat" in str(warning.message).lower()]
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(
@@ -84,10 +151,10 @@ def test_logits_of_the_captions_alone_give_the_same_loss(captioner, processor):
     torch.testing.assert_close(captioner(**inputs, logits_to_keep=3).logits, expected.logits[:, -3:])
 
 
-def test_padding_must_be_at_the_end(captioner, processor):
+def test_a_mask_must_fit_the_sequences(captioner, processor):
     inputs = processor.prepare_captioning(CLIPS, CAPTIONS)
-    inputs["attention_mask"] = inputs["attention_mask"].flip(1)
-    with pytest.raises(ValueError, match="after padding"):
+    inputs["attention_mask"] = inputs["attention_mask"][:, :-1]
+    with pytest.raises(ValueError, match="attention_mask has shape"):
         captioner(**inputs)
 
 
