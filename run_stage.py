@@ -17,19 +17,17 @@ import sys
 from transformers import set_seed
 
 from modeling_xacle.cards import write_report
+from modeling_xacle.freezing import choose_trained
 from modeling_xacle.recipes import parse_arguments
+from modeling_xacle.resuming import find_checkpoint, total_batch_size, train
 from modeling_xacle.training import (
     calibrate,
     check_processes,
-    choose_trained,
-    find_checkpoint,
     load_splits,
     load_start,
     make_trainer,
     push,
     save_result,
-    total_batch_size,
-    train,
 )
 
 

@@ -11,7 +11,7 @@ from workbench import Workbench
 
 from modeling_xacle.losses import list_net_loss
 from modeling_xacle.processing_xacle import IGNORED
-from modeling_xacle.training import caption_loss, keep_captions
+from modeling_xacle.trainers import caption_loss, keep_captions
 
 # As `run_stage.py` has them by default.
 LEARNING_RATE, WEIGHT_DECAY, MAX_GRADIENT_NORM = 1e-5, 0.01, 1.0

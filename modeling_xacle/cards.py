@@ -12,11 +12,12 @@ from transformers import Trainer
 
 from . import __version__
 from .configuration_xacle import XacleConfig
-from .data import dataset_licence
+from .data import dataset_licence, write_json
+from .freezing import alignment_model
 from .metrics import bootstrap_intervals
 from .provenance import CARD, UNKNOWN, made_from, read_card
 from .recipes import STAGES, StageArguments
-from .training import alignment_model, run_settings, write_json
+from .resuming import run_settings
 
 CURVES_FILE = "training_curves.png"
 LOG_FILE = "training_log.json"

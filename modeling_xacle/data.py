@@ -445,6 +445,11 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
     partial.replace(path)
 
 
+def write_json(file: Path, content: Any) -> None:
+    """Write a JSON file, whole or not at all."""
+    write_whole(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
 def load_pairs(name_or_path: str | Path, split: str | None = None) -> DatasetDict | Dataset:
     """
     Load a dataset of pairs in the schema; its sounds are not decoded.

@@ -19,10 +19,14 @@ from transformers import AutoModelForMultimodalLM, TrainerCallback, pipeline
 import run_stage
 from modeling_xacle import XacleModel, training
 from modeling_xacle.batches import CaptionCollator
+from modeling_xacle.calibration import fit_calibration
 from modeling_xacle.conversion import init_model
 from modeling_xacle.data import load_pairs, make_dataset, save_dataset
+from modeling_xacle.freezing import alignment_model, choose_trained
+from modeling_xacle.metrics import alignment_metrics
 from modeling_xacle.modeling_beats import BeatsModel
 from modeling_xacle.recipes import parse_arguments
+from modeling_xacle.resuming import total_batch_size, train
 
 ROOT = Path(__file__).parents[1]
 WORDS = ("rain", "wind", "a dog", "a bell", "an owl", "waves")
@@ -121,7 +125,7 @@ def test_logged_metrics_are_those_of_the_saved_model(trained, pairs):
     align = pipeline("audio-text-alignment", model=str(trained), device="cpu")
     rows = load_pairs(pairs, "validation")
     scores = [align({"audio": row["audio"], "text": row["text"]})["score"] for row in rows]
-    found = training.alignment_metrics(scores, 5 * (np.array(rows["label"][:]) + 1))
+    found = alignment_metrics(scores, 5 * (np.array(rows["label"][:]) + 1))
     metrics = json.loads((trained / "training_log.json").read_text())["metrics"]
     assert metrics["eval_srcc"] == pytest.approx(found["SRCC"], abs=1e-9)
     assert metrics["eval_mse"] == pytest.approx(found["MSE"], abs=1e-4)
@@ -137,9 +141,9 @@ def test_calibration_is_least_squares_keeps_the_order_and_improves_the_scale(tra
     generator = np.random.default_rng(0)
     logits = generator.normal(size=50)
     labels = 0.3 * logits + 0.2 + 0.1 * generator.normal(size=50)
-    np.testing.assert_allclose(training.fit_calibration(logits, labels), np.polyfit(logits, labels, 1))
+    np.testing.assert_allclose(fit_calibration(logits, labels), np.polyfit(logits, labels, 1))
     with pytest.raises(ValueError, match="nothing to calibrate"):
-        training.fit_calibration(logits, -labels)
+        fit_calibration(logits, -labels)
 
 
 class Spy(TrainerCallback):
@@ -149,18 +153,18 @@ class Spy(TrainerCallback):
         self.modes = []
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
-        inner = training.alignment_model(model)
+        inner = alignment_model(model)
         self.modes.append({name: part.training for name, part in inner.named_children()})
 
 
 def run_with_spy(arguments):
     stage, args = parse_arguments(arguments)
-    train, validation = training.load_splits(stage, training.total_batch_size(args))
+    splits = training.load_splits(stage, total_batch_size(args))
     model, processor = training.load_start(stage)
-    trainer = training.make_trainer(stage, args, training.choose_trained(model, stage), processor, train, validation)
+    trainer = training.make_trainer(stage, args, choose_trained(model, stage), processor, *splits)
     spy = Spy()
     trainer.add_callback(spy)
-    training.train(trainer, None)
+    train(trainer, None)
     return spy.modes
 
 
@@ -267,7 +271,7 @@ def test_captioning_goes_on_beside_the_list_loss(pairs, likelihood_folder, tmp_p
         stage, args = parse_arguments(command(2, pairs, likelihood_folder, tmp_path, "--caption_weight", weight))
         model, processor = training.load_start(stage)
         splits = training.load_splits(stage, 8)
-        trainer = training.make_trainer(stage, args, training.choose_trained(model, stage), processor, *splits)
+        trainer = training.make_trainer(stage, args, choose_trained(model, stage), processor, *splits)
         with torch.no_grad():
             losses.append(trainer.compute_loss(model.eval(), trainer.data_collator(rows)).item())
     captioner, collate = AutoModelForMultimodalLM.from_pretrained(likelihood_folder).eval(), CaptionCollator(processor)
