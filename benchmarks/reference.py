@@ -19,8 +19,9 @@ from torchaudio.compliance import kaldi
 
 from modeling_xacle.feature_extraction_xacle import WAVEFORM_SCALE, XacleFeatureExtractor
 from modeling_xacle.modeling_beats import BeatsAttention, BeatsLayer, BeatsModel
+from modeling_xacle.modeling_captioning import XacleForConditionalGeneration
 from modeling_xacle.modeling_fast import FAST_FORMS
-from modeling_xacle.modeling_xacle import XacleForConditionalGeneration, XacleModel
+from modeling_xacle.modeling_xacle import XacleModel
 from modeling_xacle.processing_xacle import IGNORED
 
 # Logits are made this much smaller before their maximum is taken away, and larger again afterwards.
@@ -149,5 +150,5 @@ def caption_loss(
         states = model.model.language_model(
             inputs_embeds=inputs_embeds, attention_mask=torch.ones_like(input_ids), use_cache=False
         ).last_hidden_state
-        logits = model.lm_head(states)[:, :-1]
+        logits = model.model.lm_head(states)[:, :-1]
     return functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)

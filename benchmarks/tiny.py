@@ -25,7 +25,7 @@ import torch
 import typer
 
 from modeling_xacle import DEFAULT_MODEL
-from modeling_xacle.conversion import init_model
+from modeling_xacle.building import init_model
 from modeling_xacle.diagnostics import write_expected
 
 ROOT = Path(__file__).parents[1]
@@ -33,7 +33,6 @@ CLIPS, MIXES, RATED_TEST = 24_000, 10_000, 2000
 OVERLAP_WEIGHT = 0.85  # captions of a program tell exactly what is in a clip; real ones leave more to the teacher's ear
 # For the parts that `train_parts.py` makes: an audio token for two of the encoder's 62 time steps of 160 ms.
 CONFIG = {
-    "audio_first": True,
     "caption_likelihood": True,
     "num_audio_tokens": 31,
     "score_head_hidden_size": 128,

@@ -16,7 +16,8 @@ from modeling_xacle import DEFAULT_MODEL
 from modeling_xacle.configuration_xacle import BeatsConfig, XacleConfig
 from modeling_xacle.feature_extraction_xacle import XacleFeatureExtractor
 from modeling_xacle.freezing import choose_trained
-from modeling_xacle.modeling_xacle import XacleForConditionalGeneration, XacleModel
+from modeling_xacle.modeling_captioning import XacleForConditionalGeneration
+from modeling_xacle.modeling_xacle import XacleModel
 from modeling_xacle.pipeline_xacle import AudioTextAlignmentPipeline
 from modeling_xacle.processing_xacle import SPECIAL_TOKENS, XacleProcessor
 from modeling_xacle.recipes import StageArguments

@@ -16,7 +16,8 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .configuration_xacle import BeatsConfig, XacleConfig
 from .feature_extraction_xacle import XacleFeatureExtractor, load_waveform
 from .modeling_beats import BeatsForAudioClassification, BeatsModel
-from .modeling_xacle import XacleForConditionalGeneration, XacleModel
+from .modeling_captioning import XacleForConditionalGeneration
+from .modeling_xacle import XacleModel
 from .pipeline_xacle import AudioTextAlignmentPipeline
 from .processing_xacle import XacleProcessor
 

@@ -8,6 +8,7 @@ import typer
 from transformers.utils import logging
 
 from . import conversion
+from .building import init_model
 from .cli_combine import ensemble, submit
 from .cli_diagnostics import doctor, info
 from .cli_evaluate import calibrate, compare, evaluate
@@ -72,8 +73,7 @@ def init(
     ] = False,
 ) -> None:
     """Build an untrained model from pretrained parts: the start of stage 1."""
-    settings = {"audio_first": caption_likelihood, "caption_likelihood": caption_likelihood}
-    conversion.init_model(beats, llm, output, seed=seed, **settings)
+    init_model(beats, llm, output, seed=seed, caption_likelihood=caption_likelihood)
     typer.echo(output)
 
 

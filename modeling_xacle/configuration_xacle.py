@@ -71,7 +71,7 @@ class BeatsConfig(PreTrainedConfig):
 AUTO_MAP = {
     "AutoConfig": "configuration_xacle.XacleConfig",
     "AutoModel": "modeling_xacle.XacleModel",
-    "AutoModelForMultimodalLM": "modeling_xacle.XacleForConditionalGeneration",
+    "AutoModelForMultimodalLM": "modeling_captioning.XacleForConditionalGeneration",
 }
 CUSTOM_PIPELINES = {
     "audio-text-alignment": {
@@ -159,7 +159,7 @@ class XacleConfig(PreTrainedConfig):
 
     @property
     def end_token_id(self) -> int:
-        """Id of the token that ends a caption: the language model's (first) end of sequence."""
+        """Id of the token that ends a caption: the (first) end of sequence of the language model's config."""
         end = self.text_config.eos_token_id
         return end[0] if isinstance(end, list) else end
 
@@ -190,11 +190,13 @@ class XacleConfig(PreTrainedConfig):
         return {**super().to_dict(), "auto_map": AUTO_MAP, "custom_pipelines": CUSTOM_PIPELINES}
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Save config.json and, because it names the pipeline's code, that code beside it."""
-        from .pipeline_xacle import AudioTextAlignmentPipeline  # for Transformers, a reason to carry the file along
+        """Save config.json and, because it names the code of captioner and pipeline, that code beside it."""
+        from .modeling_captioning import XacleForConditionalGeneration  # for Transformers, reasons to carry files along
+        from .pipeline_xacle import AudioTextAlignmentPipeline
 
         super().save_pretrained(save_directory, **kwargs)
-        custom_object_save(AudioTextAlignmentPipeline, save_directory)
+        for carried in (XacleForConditionalGeneration, AudioTextAlignmentPipeline):
+            custom_object_save(carried, save_directory)
 
 
 __all__ = ["BeatsConfig", "XacleConfig"]

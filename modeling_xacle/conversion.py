@@ -3,7 +3,7 @@
 import json
 import pickle
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
-    AutoModel,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -177,12 +176,13 @@ def rename_keys(state: StateDict, rules: list[tuple[str, str]]) -> StateDict:
 
 def load_exactly(model: nn.Module, state: StateDict, source: str) -> None:
     """
-    Load weights of which none is missing, left over or of another shape.
+    Load weights of which none is missing, left over or of another shape; those that are tied to others come with them.
 
     Raises:
         ConversionError: Lists every key that does not fit.
     """
-    expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    tied = getattr(model, "all_tied_weights_keys", {}).keys()
+    expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items() if key not in tied}
     found = {key: tuple(tensor.shape) for key, tensor in state.items()}
     problems = [f"missing: {key} {expected[key]}" for key in expected.keys() - found.keys()]
     problems += [f"unexpected: {key} {found[key]}" for key in found.keys() - expected.keys()]
@@ -194,7 +194,7 @@ def load_exactly(model: nn.Module, state: StateDict, source: str) -> None:
     if problems:
         listing = "\n  ".join(sorted(problems))
         raise ConversionError(f"{source} does not fit the {type(model).__name__} of its configuration:\n  {listing}")
-    model.load_state_dict(state)
+    model.load_state_dict(state, strict=False)  # all but the tied ones are there
 
 
 def beats_config_from_cfg(cfg: dict[str, Any]) -> BeatsConfig:
@@ -331,6 +331,10 @@ def causal_config(llm: str) -> PreTrainedConfig:
     config = AutoConfig.from_pretrained(llm)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ConversionError(f"{llm} holds a {config.model_type} model; --llm takes a causal language model.")
+    if config.get_text_config() is not config:
+        raise ConversionError(
+            f"{llm} holds a {config.model_type} model of several parts; --llm takes a language model alone."
+        )
     return config
 
 
@@ -466,58 +470,14 @@ def tmu_head_sizes(state: StateDict) -> dict[str, int]:
     return {name: size for name, size in sizes.items() if size}
 
 
-def build_model(
-    beats: str | Path, llm: str, seed: int = 0, **config_fields: Any
-) -> tuple[XacleModel, PreTrainedTokenizerBase]:
-    """
-    An untrained alignment model from pretrained parts: where stage 1 starts. Projector and score head are random.
-
-    Args:
-        beats (`str`): What [`load_beats`] takes.
-        llm (`str`): Folder or Hub id of a causal language model.
-        seed (`int`): Of the random parts.
-        config_fields: Fields of [`XacleConfig`] other than their defaults.
-    """
-    tower = load_beats(beats)
-    if tower.classifier:
-        logger.warning(f"{beats} was fine-tuned; its class predictor is left out.")
-    unknown = sorted(set(config_fields) - {field.name for field in fields(XacleConfig)})
-    if unknown:
-        raise TypeError(f"XacleConfig has no field {', '.join(unknown)}.")
-    causal_config(llm)
-    tokenizer = AutoTokenizer.from_pretrained(llm)
-    token_ids = add_special_tokens(tokenizer)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        language_model = AutoModel.from_pretrained(llm, dtype=torch.float32)
-        language_model.resize_token_embeddings(token_ids["audio_token_id"] + 1)  # new rows, if any, are random
-        text_config = language_model.config
-        text_config._name_or_path = provenance(llm)
-        tower.config._name_or_path = provenance(str(beats))
-        config_fields.setdefault("projector_intermediate_size", 4 * text_config.hidden_size)  # the published ratio
-        config = XacleConfig(audio_config=tower.config, text_config=text_config, **token_ids, **config_fields)
-        model = XacleModel(config)
-    load_exactly(model.audio_tower, tower.encoder, str(beats))
-    load_exactly(model.language_model, language_model.state_dict(), llm)
-    return model, tokenizer
-
-
-def init_model(
-    beats: str | Path, llm: str, output: str | Path, seed: int = 0, audio_first: bool = False, **config_fields: Any
-) -> XacleModel:
-    """Build an untrained model with [`build_model`] and save its folder; `audio_first` is the processor's."""
-    model, tokenizer = build_model(beats, llm, seed, **config_fields)
-    save_model(output, model, tokenizer, audio_first)
-    return model
-
-
-def save_model(
-    output: str | Path, model: XacleModel, tokenizer: PreTrainedTokenizerBase, audio_first: bool = False
-) -> None:
-    """Save an alignment model with its processor as one complete folder."""
-    feature_extractor = XacleFeatureExtractor(feature_size=model.config.audio_config.num_mel_bins)
-    num_audio_tokens = model.config.num_audio_tokens
-    save_folder(output, model, XacleProcessor(feature_extractor, tokenizer, num_audio_tokens, audio_first=audio_first))
+def save_model(output: str | Path, model: XacleModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Save an alignment model with the processor that its configuration asks for as one complete folder."""
+    config = model.config
+    extractor = XacleFeatureExtractor(feature_size=config.audio_config.num_mel_bins)
+    processor = XacleProcessor(
+        extractor, tokenizer, num_audio_tokens=config.num_audio_tokens, audio_first=config.caption_likelihood
+    )
+    save_folder(output, model, processor)
 
 
 def save_folder(output: str | Path, model: PreTrainedModel, processor: Any) -> None:

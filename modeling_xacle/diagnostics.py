@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -114,9 +115,11 @@ def describe_architecture(config: XacleConfig) -> str:
 
 
 def count_parameters(model: XacleModel) -> dict[str, int]:
-    """Numbers of weights, by part and in all."""
-    parts = {name: sum(weight.numel() for weight in part.parameters()) for name, part in model.named_children()}
-    return {**parts, "total": sum(parts.values())}
+    """Numbers of weights, by part and in all; tied ones count where they come first."""
+    parts: Counter[str] = Counter()
+    for name, weight in model.named_parameters():
+        parts[name.split(".")[0]] += weight.numel()
+    return {**parts, "total": parts.total()}
 
 
 def describe_stage(stage: int) -> str:

@@ -36,6 +36,8 @@ def choose_trained(model: PreTrainedModel, stage: StageArguments) -> nn.Module:
     else:
         for part in modules:
             getattr(inner, part).requires_grad_(True)
+        if "language_model" in modules and (stage.stage == 1 or stage.caption_weight):
+            inner.lm_head.requires_grad_(True)  # where it is not tied to the embeddings
         if special_ids:
             train_rows(inner.get_input_embeddings().weight, special_ids)
     return model

@@ -127,13 +127,25 @@ def onednn_attention(
     return output
 
 
+class BeatsPositionConv(nn.Conv1d):
+    """An `nn.Conv1d` that on a CPU convolves an image of height one, whose channels lie last: there twice as fast."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """`(batch_size, hidden_size, num_tokens)` -> the same, with one token more where the kernel is even."""
+        if inputs.device.type != "cpu":
+            return super().forward(inputs)
+        weight, padding = self.weight.unsqueeze(2), (0, *self.padding)
+        image = inputs.unsqueeze(2)  # (B, D, N) -> (B, D, 1, N)
+        return nn.functional.conv2d(image, weight, self.bias, padding=padding, groups=self.groups).squeeze(2)
+
+
 class BeatsConvPositionEmbedding(nn.Module):
     """Position embedding computed from the tokens by a wide grouped convolution (wav2vec 2.0, arXiv 2006.11477)."""
 
     def __init__(self, config: BeatsConfig):
         super().__init__()
         kernel_size = config.conv_position_kernel_size
-        self.conv = nn.Conv1d(
+        self.conv = BeatsPositionConv(
             config.hidden_size,
             config.hidden_size,
             kernel_size,
@@ -145,16 +157,8 @@ class BeatsConvPositionEmbedding(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Positions of shape `(batch_size, num_tokens, hidden_size)`, as the input's."""
         num_tokens = hidden_states.shape[1]
-        positions = self._convolve(hidden_states.transpose(1, 2))  # (B, N, D) -> (B, D, N [+ 1, of an even kernel])
+        positions = self.conv(hidden_states.transpose(1, 2))  # (B, N, D) -> (B, D, N [+ 1, of an even kernel])
         return self.activation(positions[:, :, :num_tokens]).transpose(1, 2)
-
-    def _convolve(self, inputs: torch.Tensor) -> torch.Tensor:
-        """`self.conv`, on a CPU as an image of height one, whose channels lie last: there twice as fast."""
-        if inputs.device.type != "cpu":
-            return self.conv(inputs)
-        weight, padding = self.conv.weight.unsqueeze(2), (0, *self.conv.padding)
-        image = inputs.unsqueeze(2)  # (B, D, N) -> (B, D, 1, N)
-        return nn.functional.conv2d(image, weight, self.conv.bias, padding=padding, groups=self.conv.groups).squeeze(2)
 
 
 def deep_norm_linear(config: BeatsConfig, in_features: int, out_features: int, is_branch: bool = True) -> nn.Linear:
@@ -347,7 +351,7 @@ class BeatsModel(BeatsPreTrainedModel):
         hidden_states = self.patch_projection(self.patch_layer_norm(tokens))  # -> (B, N, D)
         hidden_states = self.layer_norm(hidden_states + self.conv_position(hidden_states))
         hidden_states = self.dropout(hidden_states)
-        position_bias = self._position_bias(hidden_states.shape[1])
+        position_bias = self._position_bias(hidden_states.shape[1], hidden_states.device)
         for layer in self.layers:
             hidden_states = layer(hidden_states, position_bias)
         return BaseModelOutput(last_hidden_state=hidden_states)
@@ -368,18 +372,14 @@ class BeatsModel(BeatsPreTrainedModel):
                 f"{config.patch_size} frames. Make them with XacleFeatureExtractor."
             )
 
-    def _position_bias(self, num_tokens: int) -> torch.Tensor:
+    def _position_bias(self, num_tokens: int, device: torch.device) -> torch.Tensor:
         """
         Bias of each head for each distance, `(1, H, N, N)`, in memory too; buckets are no buffer because buffers and
         meta loading do not mix.
         """
-        weight = self.relative_position_bias.weight
-        buckets = relative_position_buckets(
-            num_tokens,
-            self.config.relative_position_num_buckets,
-            self.config.relative_position_max_distance,
-            weight.device,
-        )
+        config = self.config
+        numbers = config.relative_position_num_buckets, config.relative_position_max_distance
+        buckets = relative_position_buckets(num_tokens, *numbers, device)
         return self.relative_position_bias(buckets).permute(2, 0, 1).unsqueeze(0).contiguous()  # -> (1, H, N, N)
 
 

@@ -2,21 +2,17 @@
 
 import math
 from dataclasses import dataclass
-from inspect import signature
-from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, Cache, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
-from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import can_return_tuple, maybe_autocast
 
 from .configuration_xacle import XacleConfig
 from .modeling_beats import BeatsModel
-from .modeling_fast import linear, use_fast_forms
+from .modeling_fast import use_fast_forms
 
 
 @dataclass
@@ -71,6 +67,15 @@ class XacleProjector(nn.Module):
         return residual_gate * self.residual_proj(audio_features) + (1 - residual_gate) * transformed
 
 
+class InputPrecisionLinear(nn.Linear):
+    """An `nn.Linear` that computes in the precision of its input, whatever that of its weights."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """`(batch_size, ..., in_features)` -> `(batch_size, ..., out_features)`."""
+        bias = None if self.bias is None else self.bias.to(inputs.dtype)
+        return nn.functional.linear(inputs, self.weight.to(inputs.dtype), bias)
+
+
 # What the score head is told of a caption's likelihood: mean log-probability of its tokens and its end; the least four,
 # by which one wrong word differs from a wrong half; that of the end, high when nothing heard was left unsaid; the mean
 # distance to the likeliest token; and the caption's length.
@@ -85,8 +90,9 @@ INITIAL_LIKELIHOOD_WEIGHT = 0.5
 
 class XacleScoreHead(nn.Module):
     """
-    Hidden state at `[SCORE]` -> logit, in fp32 whatever the rest computes in: in bf16 scores tie and rank correlations
-    break. With `config.caption_likelihood` it reads the caption's likelihood too, and adds the weighted mean.
+    Hidden state at `[SCORE]` -> logit, in fp32 whatever the rest computes in and its own weights are kept in: in bf16
+    scores tie and rank correlations break. With `config.caption_likelihood` it reads the caption's likelihood too, and
+    adds the weighted mean.
     """
 
     def __init__(self, config: XacleConfig):
@@ -94,17 +100,17 @@ class XacleScoreHead(nn.Module):
         hidden_size, output_size = config.score_head_hidden_size, config.score_head_output_size
         num_likelihood_features = NUM_LIKELIHOOD_FEATURES if config.caption_likelihood else 0
         self.layers = nn.Sequential(
-            nn.Linear(config.text_config.hidden_size + num_likelihood_features, hidden_size),
+            InputPrecisionLinear(config.text_config.hidden_size + num_likelihood_features, hidden_size),
             nn.ReLU(),
             nn.Dropout(config.score_head_dropout),
-            nn.Linear(hidden_size, hidden_size),
+            InputPrecisionLinear(hidden_size, hidden_size),
             nn.ReLU(),
             nn.Dropout(config.score_head_dropout),
-            nn.Linear(hidden_size, output_size),
-            nn.Linear(output_size, 1),
+            InputPrecisionLinear(hidden_size, output_size),
+            InputPrecisionLinear(output_size, 1),
         )
         if config.caption_likelihood:
-            self.likelihood = nn.Linear(1, 1, bias=False)
+            self.likelihood = InputPrecisionLinear(1, 1, bias=False)
             self.likelihood.initial_weight = INITIAL_LIKELIHOOD_WEIGHT
 
     def forward(self, hidden_states: torch.Tensor, likelihood: torch.Tensor | None = None) -> torch.Tensor:
@@ -113,10 +119,10 @@ class XacleScoreHead(nn.Module):
         likelihoods `(batch_size, 8)`, the mean first.
         """
         with maybe_autocast(hidden_states.device.type, enabled=False):
-            inputs = hidden_states.to(self.layers[0].weight.dtype)
+            inputs = hidden_states.float()
             if likelihood is None:
                 return self.layers(inputs).squeeze(-1)  # (B, H) -> (B,)
-            likelihood = likelihood.to(inputs.dtype)
+            likelihood = likelihood.float()
             logits = self.layers(torch.cat([inputs, likelihood], dim=1))  # (B, H + 8) -> (B, 1)
             return (logits + self.likelihood(likelihood[:, :1])).squeeze(-1)
 
@@ -185,6 +191,11 @@ class XacleModel(XaclePreTrainedModel):
         self.projector = XacleProjector(config)
         # In the dtype of everything built here, not the one in the language model's own config.
         self.language_model = AutoModel.from_config(config.text_config, dtype=torch.get_default_dtype())
+        # Not used by every scorer, but a head that is not tied to the embeddings would be lost between the stages.
+        size = config.text_config.hidden_size
+        self.lm_head = InputPrecisionLinear(size, config.text_config.vocab_size, bias=False)
+        names = {module: name for name, module in self.named_modules()}  # the embedding's name differs among decoders
+        self._tied_weights_keys = {"lm_head.weight": f"{names[self.get_input_embeddings()]}.weight"}
         self.score_head = XacleScoreHead(config)
         use_fast_forms(self)
         self.post_init()
@@ -209,6 +220,20 @@ class XacleModel(XaclePreTrainedModel):
         """Replace the embeddings of the language model."""
         self.language_model.set_input_embeddings(value)
 
+    def get_output_embeddings(self) -> nn.Module:
+        """The LM head."""
+        return self.lm_head
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        """Replace the LM head."""
+        self.lm_head = value
+
+    def token_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Logits of the next tokens: `(..., hidden_size)` -> `(..., vocab_size)`, in the states' precision."""
+        logits = self.lm_head(hidden_states)
+        limit = getattr(self.config.text_config, "final_logit_softcapping", None)  # Gemma's
+        return logits if limit is None else limit * torch.tanh(logits / limit)
+
     def get_audio_features(self, input_features: torch.Tensor) -> torch.Tensor:
         """
         Encode clips, before the projector: all that depends on the (frozen) encoder alone.
@@ -218,10 +243,14 @@ class XacleModel(XaclePreTrainedModel):
                 spectrogram.
 
         Returns:
-            `torch.Tensor` of shape `(batch_size, num_audio_tokens, audio_hidden_size)`.
+            `torch.Tensor` of shape `(batch_size, num_audio_tokens, audio_hidden_size)`; with a gradient only where the
+            input or a weight of the encoder needs one.
         """
         clips_at_once = self._clips_at_once(input_features)
-        tokens = [self.audio_tower(clips).last_hidden_state for clips in input_features.split(clips_at_once)]
+        tensors = [input_features, *self.audio_tower.parameters()]
+        needs_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+        with torch.set_grad_enabled(needs_gradient):
+            tokens = [self.audio_tower(clips).last_hidden_state for clips in input_features.split(clips_at_once)]
         tokens = torch.cat(tokens).transpose(1, 2)  # (B, T, F) -> (B, N, D) -> (B, D, N)
         return nn.functional.adaptive_avg_pool1d(tokens, self.config.num_audio_tokens).transpose(1, 2)
 
@@ -244,6 +273,7 @@ class XacleModel(XaclePreTrainedModel):
         input_features: torch.Tensor | None = None,
         audio_features: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        inputs_embeds: None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
     ) -> XacleOutput:
@@ -263,6 +293,8 @@ class XacleModel(XaclePreTrainedModel):
             labels (`torch.Tensor` of shape `(batch_size,)`, *optional*): Targets in [-1, 1]
                 (`config.scores_to_labels`). The loss is the mean squared error of the logits, each pair by itself;
                 list losses belong to training.
+            inputs_embeds (`None`): Refused, as the places of sound and `[SCORE]` are found by their ids; PEFT passes
+                it.
             output_hidden_states (`bool`, *optional*), output_attentions (`bool`, *optional*): Return those of the
                 language model.
 
@@ -270,15 +302,20 @@ class XacleModel(XaclePreTrainedModel):
             ValueError: Not exactly one of `input_features` and `audio_features`; padding before the end; a sequence
                 without its audio tokens or its `[SCORE]`.
         """
+        if inputs_embeds is not None:
+            raise ValueError("`inputs_embeds` cannot be scored: give `input_ids`, which tell where the sound belongs.")
         # Before the encoder starts: on a GPU, a check waits for all that was begun.
         self._check_inputs(input_ids, attention_mask, input_features, audio_features, labels)
         if audio_features is None:
             audio_features = self.get_audio_features(input_features)
+        asked = {
+            "output_hidden_states": choose(output_hidden_states, self.config.output_hidden_states),
+            "output_attentions": choose(output_attentions, self.config.output_attentions),
+        }
         outputs = self.language_model(
             inputs_embeds=self.embed(input_ids, audio_features),
             use_cache=False,
-            output_hidden_states=choose(output_hidden_states, self.config.output_hidden_states),
-            output_attentions=choose(output_attentions, self.config.output_attentions),
+            **{name: True for name, is_asked in asked.items() if is_asked},
         )
         score_states = self._score_states(input_ids, outputs.last_hidden_state)  # (B, S, H) -> (B, H)
         likelihood = None
@@ -294,7 +331,7 @@ class XacleModel(XaclePreTrainedModel):
             scores=self.config.logits_to_scores(logits),
             caption_log_likelihood=None if likelihood is None else likelihood[:, 0],
             hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
+            attentions=getattr(outputs, "attentions", None),  # state-space models have none
         )
 
     def _check_inputs(
@@ -311,9 +348,15 @@ class XacleModel(XaclePreTrainedModel):
             raise ValueError(
                 f"labels has shape {tuple(labels.shape)}, expected one target a pair: ({len(input_ids)},)."
             )
-        if ((input_ids == self.config.score_token_id).sum(dim=1) != 1).any():
+        is_score, is_audio_end = self._is_score(input_ids), input_ids == self.config.audio_end_token_id
+        if (is_score.sum(dim=1) != 1).any():
             raise ValueError(
                 "Each sequence needs exactly one [SCORE] token: use the processor that was saved with this model."
+            )
+        if ((is_score[:, 1:] & is_audio_end[:, :-1]).any(dim=1) == self.config.caption_likelihood).any():
+            raise ValueError(
+                f"This model was trained on captions {'behind' if self.config.caption_likelihood else 'before'} the "
+                "sound: use the processor that was saved with it."
             )
         if audio_features is None:
             self.check_audio_tokens(input_ids, len(input_features), self.config.num_audio_tokens)
@@ -358,211 +401,35 @@ class XacleModel(XaclePreTrainedModel):
         mask = input_ids == self.config.audio_token_id
         embeddings = self.get_input_embeddings()(input_ids)
         projected = self.projector(audio_features.to(self.projector.up_proj.weight.dtype))
-        return embeddings.masked_scatter(mask.unsqueeze(-1), projected.to(embeddings.dtype))
+        return embeddings.masked_scatter(mask.unsqueeze(-1).to(embeddings.device), projected.to(embeddings))
 
     def _score_states(self, input_ids: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
         """Hidden states `(B, H)` at `[SCORE]`, found without a GPU's being waited for."""
-        places = (input_ids == self.config.score_token_id).int().argmax(dim=1)
-        return hidden_states[torch.arange(len(input_ids), device=input_ids.device), places]
+        places = self._is_score(input_ids).int().argmax(dim=1).to(hidden_states.device)
+        return hidden_states[torch.arange(len(places), device=places.device), places]
+
+    def _is_score(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Where `(B, S)` the `[SCORE]` tokens are."""
+        return input_ids == self.config.score_token_id
 
     def _caption_likelihood(self, input_ids: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
-        """
-        How likely a caption is after the sound, `(B, 8)`: as stage 1 learned it, with the embeddings as LM head.
-
-        Raises:
-            ValueError: Captions before the sound.
-        """
-        config = self.config
-        is_score = input_ids == config.score_token_id
+        """How likely a caption is after the sound, `(B, 8)`, as stage 1 learned it."""
+        config, input_ids = self.config, input_ids.to(hidden_states.device)
+        is_score = self._is_score(input_ids)
         is_audio_end = input_ids == config.audio_end_token_id
         first, last = (mask.int().argmax(dim=1, keepdim=True) for mask in (is_audio_end, is_score))
-        if (last - first < 2).any():
-            raise ValueError("caption_likelihood needs captions behind the sound: a processor with `audio_first`.")
         places = torch.arange(input_ids.shape[1], device=input_ids.device)
         predicted = (places > first) & (places <= last)  # (B, S): the caption, and [SCORE] in the place of its end
         targets = input_ids.masked_fill(is_score, config.end_token_id)[predicted]
         states = hidden_states[:, :-1][predicted[:, 1:]].float()  # (B, S, H) -> (T, H)
         with maybe_autocast(states.device.type, enabled=False):
-            logits = linear(states, self.get_input_embeddings().weight.float())  # -> (T, V)
+            logits = self.token_logits(states)  # -> (T, V)
         log_probabilities = -nn.functional.cross_entropy(logits, targets, reduction="none")  # -> (T,)
         distances = logits.gather(1, targets[:, None]).squeeze(1) - logits.max(dim=1).values
         return likelihood_features(log_probabilities, distances, predicted, last)
 
 
-class XacleForConditionalGeneration(XaclePreTrainedModel, GenerationMixin):
-    """
-    Writes captions for sounds: stage 1 (arXiv 2602.00604, section 2). The whole [`XacleModel`] with an LM head tied to
-    the embeddings of its language model, so that either class loads the other's folder.
-
-    ```python
-    >>> prompt = processor.prepare_captioning(["dog.wav"])
-    >>> processor.batch_decode(model.generate(**prompt, max_new_tokens=30), skip_special_tokens=True)
-    ```
-    """
-
-    def __init__(self, config: XacleConfig):
-        super().__init__(config)
-        self.model = XacleModel(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
-        names = {module: name for name, module in self.named_modules()}  # the embedding's name differs among decoders
-        self._tied_weights_keys = {"lm_head.weight": f"{names[self.get_input_embeddings()]}.weight"}
-        self._counts_positions = "position_ids" in signature(self.model.language_model.forward).parameters
-        use_fast_forms(self)
-        self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Embeddings of the language model."""
-        return self.model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the embeddings of the language model."""
-        self.model.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The LM head."""
-        return self.lm_head
-
-    def set_output_embeddings(self, value: nn.Module) -> None:
-        """Replace the LM head."""
-        self.lm_head = value
-
-    @can_return_tuple
-    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        input_features: torch.Tensor | None = None,
-        audio_features: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        cache: Cache | None = None,
-        use_cache: bool = False,
-        logits_to_keep: int | torch.Tensor = 0,
-        **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
-        """
-        Predict the next tokens. [`~XacleProcessor.prepare_captioning`] makes the inputs.
-
-        Args:
-            input_ids (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): `[AUDIO_START]`, `[AUDIO]`
-                times `num_audio_tokens`, `[AUDIO_END]`, then the caption so far; with `cache`, its last tokens.
-            attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): 1 for tokens, 0 for
-                padding, at either end; or what `generate` makes of it.
-            position_ids (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): Places of the tokens; by
-                default counted without the padding.
-            input_features (`torch.Tensor` of shape `(batch_size, num_frames, num_mel_bins)`, *optional*): Normalised
-                log-mel spectrogram.
-            audio_features (`torch.Tensor` of shape `(batch_size, num_audio_tokens, audio_hidden_size)`, *optional*):
-                Output of `get_audio_features`, instead of `input_features`.
-            inputs_embeds (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*): Embeddings
-                of the whole sequence, sound included ([`~XacleModel.embed`] makes them), instead of `input_ids`.
-            labels (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): The input ids where a token
-                counts in the loss (the caption and its end), -100 elsewhere. The loss is the mean cross entropy.
-            cache (`Cache`, *optional*): Of the tokens before these.
-            use_cache (`bool`): Return a cache of all tokens; `generate` asks for it.
-            logits_to_keep (`int` or `torch.Tensor` of shape `(num_kept,)`): Compute the logits of so many last
-                positions only, or of these; 0 is all, as `labels` need them.
-
-        Raises:
-            ValueError: Not exactly one of `input_ids` and `inputs_embeds`; `inputs_embeds` and a sound; a sequence
-                without its audio tokens.
-        """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Give either `input_ids` or `inputs_embeds`.")
-        if inputs_embeds is None:
-            inputs_embeds = self._embed(input_ids, input_features, audio_features)
-        elif input_features is not None or audio_features is not None:
-            raise ValueError("`inputs_embeds` hold the sound already: leave out `input_features` and `audio_features`.")
-        if cache is None and attention_mask is not None and attention_mask.dim() == 2:
-            attention_mask, position_ids = self._without_padding(inputs_embeds, attention_mask, position_ids)
-        if position_ids is not None and self._counts_positions:
-            kwargs["position_ids"] = position_ids
-        outputs = self.model.language_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            cache=cache,
-            use_cache=use_cache,
-            **kwargs,
-        )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept])  # (B, S, H) -> (B, S, V)
-        loss = None
-        if labels is not None:
-            targets = labels[:, 1:].to(logits.device)
-            loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets.flatten())
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            cache=outputs.cache,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
-
-    @staticmethod
-    def _without_padding(
-        inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor | None
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """
-        Mask and positions `(batch_size, sequence_length)` by which padding changes nothing. Causal attention hides
-        padding at the end by itself, by a faster kernel; behind padding at the beginning, positions are counted anew.
-        """
-        if attention_mask.shape != inputs_embeds.shape[:2]:
-            raise ValueError(
-                f"attention_mask has shape {tuple(attention_mask.shape)}, but the sequences have "
-                f"{tuple(inputs_embeds.shape[:2])}."
-            )
-        if not (attention_mask.int().diff(dim=1) > 0).any():
-            return None, position_ids
-        counted = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
-        return attention_mask, counted if position_ids is None else position_ids
-
-    def _embed(
-        self, input_ids: torch.Tensor, input_features: torch.Tensor | None, audio_features: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Embeddings `(batch_size, sequence_length, hidden_size)` of tokens, and of the sound where there is one."""
-        if input_features is not None:
-            audio_features = self.model.get_audio_features(input_features)
-        if audio_features is None:
-            return self.get_input_embeddings()(input_ids)
-        self.model.check_audio_tokens(input_ids, *audio_features.shape[:2])
-        return self.model.embed(input_ids, audio_features)
-
-    def prepare_inputs_for_generation(
-        self, *args: Any, inputs_embeds: torch.Tensor | None = None, is_first_iteration: bool = False, **kwargs: Any
-    ) -> dict[str, Any]:
-        """The inputs of one step of `generate`: the audio goes in with the prompt, then lives in the cache."""
-        # `generate` takes `inputs_embeds` only where it sees them in this signature.
-        inputs = super().prepare_inputs_for_generation(
-            *args, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
-        )
-        if not is_first_iteration and inputs.get("cache") is not None:
-            inputs.pop("audio_features", None)
-        return inputs
-
-    def generate(self, *args: Any, input_features: torch.Tensor | None = None, **kwargs: Any) -> Any:
-        """
-        Write captions: greedy, beam search or sampling, with arguments and results of `GenerationMixin.generate`. Each
-        clip is encoded once, whatever the number of beams.
-
-        Args:
-            input_features (`torch.Tensor` of shape `(batch_size, num_frames, num_mel_bins)`, *optional*): Normalised
-                log-mel spectrogram; or give `audio_features`.
-
-        Returns:
-            `torch.Tensor` of shape `(batch_size * num_return_sequences, longest)`: The prompts and the new tokens;
-            `processor.batch_decode(..., skip_special_tokens=True)` leaves the captions. With
-            `return_dict_in_generate=True`, a `ModelOutput` with these `sequences`.
-        """
-        if input_features is not None:
-            with torch.no_grad():
-                kwargs["audio_features"] = self.model.get_audio_features(input_features)
-        return super().generate(*args, **kwargs)
-
-
 __all__ = [
-    "XacleForConditionalGeneration",
     "XacleModel",
     "XacleOutput",
     "XaclePreTrainedModel",

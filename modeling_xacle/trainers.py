@@ -78,9 +78,9 @@ class StageTrainer(Trainer):
         """Decay would move the rows of an embedding of which only some are trained."""
         inner = alignment_model(model)
         names = super().get_decay_parameter_names(model)
-        if any(weight.requires_grad for weight in inner.language_model.layers.parameters()):
-            return names
         embedding = inner.get_input_embeddings().weight
+        if any(weight.requires_grad for weight in inner.language_model.parameters() if weight is not embedding):
+            return names
         rows_only = {name for name, weight in model.named_parameters() if weight is embedding}
         return [name for name in names if name not in rows_only]
 

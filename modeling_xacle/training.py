@@ -24,7 +24,8 @@ from .configuration_xacle import XacleConfig
 from .data import check_rows, load_pairs
 from .feature_cache import AudioFeatureCache
 from .freezing import alignment_model
-from .modeling_xacle import XacleForConditionalGeneration, XacleModel
+from .modeling_captioning import XacleForConditionalGeneration
+from .modeling_xacle import XacleModel
 from .processing_xacle import XacleProcessor
 from .recipes import StageArguments
 from .resuming import SETTINGS_FILE
@@ -89,7 +90,7 @@ def load_start(stage: StageArguments) -> tuple[PreTrainedModel, XacleProcessor]:
         raise ValueError(f"--model {source}: a model of type {config.model_type}, not {XacleConfig.model_type}.")
     model_class = XacleForConditionalGeneration if stage.stage == 1 else XacleModel
     model, info = model_class.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
-    missing = sorted(set(info["missing_keys"]) - {"lm_head.weight"})
+    missing = sorted(info["missing_keys"])
     if missing or info["mismatched_keys"]:
         raise ValueError(f"--model {source}: weights are missing or of another shape: {', '.join(missing[:5])}.")
     inner = alignment_model(model).config

@@ -5,7 +5,7 @@ import torch
 from conftest import PARITY
 from transformers import AutoModel, AutoModelForMultimodalLM, AutoProcessor, pipeline
 
-from modeling_xacle.conversion import init_model
+from modeling_xacle.building import init_model
 
 CAPTIONS = ["A dog barks", "Rain falls on a tin roof while somebody hums", "Wind"]
 
@@ -14,7 +14,7 @@ CAPTIONS = ["A dog barks", "Rain falls on a tin roof while somebody hums", "Wind
 def folder(tmp_path_factory):
     """An untrained model of the parity checkpoint's parts, built for caption likelihoods."""
     output = tmp_path_factory.mktemp("likelihood") / "model"
-    init_model(PARITY / "beats.pt", str(PARITY / "llm"), output, audio_first=True, caption_likelihood=True)
+    init_model(PARITY / "beats.pt", str(PARITY / "llm"), output, caption_likelihood=True)
     return output
 
 
@@ -75,5 +75,5 @@ def test_the_gradient_reaches_the_language_model_through_the_likelihood(parts, n
 def test_captions_before_the_sound_are_refused(parts, noise):
     model, processor = parts
     processor.audio_first = False
-    with pytest.raises(ValueError, match="a processor with `audio_first`"):
+    with pytest.raises(ValueError, match="captions behind the sound"):
         model(**processor(text=CAPTIONS, audio=noise[:3], sampling_rate=16000))

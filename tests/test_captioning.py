@@ -183,7 +183,7 @@ def test_either_class_loads_the_folder_of_the_other(captioner, model, processor,
         assert torch.equal(before, after), name
     again, info = XacleForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values())
-    assert again.lm_head.weight is again.get_input_embeddings().weight
+    assert again.model.lm_head.weight is again.get_input_embeddings().weight
     assert torch.equal(
         again.eval().generate(**prompt, max_new_tokens=4), captioner.generate(**prompt, max_new_tokens=4)
     )
@@ -193,8 +193,8 @@ def test_either_class_loads_the_folder_of_the_other(captioner, model, processor,
 
 def test_resized_embeddings_stay_tied(captioner):
     captioner.resize_token_embeddings(400)
-    assert captioner.lm_head.weight is captioner.get_input_embeddings().weight
-    assert captioner.lm_head.out_features == captioner.config.text_config.vocab_size == 400
+    assert captioner.model.lm_head.weight is captioner.get_input_embeddings().weight
+    assert captioner.model.lm_head.out_features == captioner.config.text_config.vocab_size == 400
 
 
 def test_captions_and_clips_must_be_as_many(processor):

@@ -12,7 +12,8 @@ from huggingface_hub import ModelCard
 from transformers import AutoModel, AutoProcessor
 
 from modeling_xacle import BeatsConfig, XacleModel
-from modeling_xacle.conversion import ConversionError, build_model, convert_beats, convert_tmu, init_model, read_beats
+from modeling_xacle.building import build_model, init_model
+from modeling_xacle.conversion import ConversionError, convert_beats, convert_tmu, read_beats
 
 LLM = str(PARITY / "llm")
 BEATS = PARITY / "beats.pt"
@@ -272,7 +273,7 @@ def test_hub_id(tmp_path):
 def test_converted_folder_is_complete(model_folder):
     files = {path.name for path in model_folder.iterdir()}
     code = {"configuration_xacle.py", "feature_extraction_xacle.py", "pipeline_xacle.py", "processing_xacle.py"}
-    code |= {"modeling_beats.py", "modeling_fast.py", "modeling_xacle.py"}
+    code |= {"modeling_beats.py", "modeling_captioning.py", "modeling_fast.py", "modeling_xacle.py"}
     data = {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json"}
     assert files == code | data | {"README.md"}
     assert ModelCard.load(model_folder / "README.md").data.license == "cc-by-nc-4.0"

@@ -14,12 +14,13 @@ PACKAGE = Path(modeling_xacle.__file__).parent
 # Each travelling file with those it may import, as in the design: pipeline -> processor, model -> config. The config
 # imports the pipeline when it is saved, to take it along.
 TRAVELS = {
-    "configuration_xacle": {"pipeline_xacle"},
+    "configuration_xacle": {"modeling_captioning", "pipeline_xacle"},
     "feature_extraction_xacle": set(),
     "processing_xacle": {"feature_extraction_xacle"},
     "modeling_fast": set(),
     "modeling_beats": {"configuration_xacle", "modeling_fast"},
-    "modeling_xacle": {"configuration_xacle", "modeling_beats", "modeling_fast"},
+    "modeling_xacle": {"configuration_xacle", "modeling_beats"},
+    "modeling_captioning": {"configuration_xacle", "modeling_xacle"},
     "pipeline_xacle": {"feature_extraction_xacle", "processing_xacle"},
 }
 ALLOWED = {"torch", "torchaudio", "transformers", "numpy", "soundfile"}

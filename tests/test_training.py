@@ -19,8 +19,8 @@ from transformers import AutoModelForMultimodalLM, TrainerCallback, pipeline
 import run_stage
 from modeling_xacle import XacleModel, training
 from modeling_xacle.batches import CaptionCollator
+from modeling_xacle.building import init_model
 from modeling_xacle.calibration import fit_calibration
-from modeling_xacle.conversion import init_model
 from modeling_xacle.data import load_pairs, make_dataset, save_dataset
 from modeling_xacle.freezing import alignment_model, choose_trained
 from modeling_xacle.metrics import alignment_metrics
@@ -260,7 +260,7 @@ def test_stage_1_captions_and_stage_2_starts_from_it(pairs, model_folder, tmp_pa
 def likelihood_folder(tmp_path_factory):
     """An untrained model that computes captions' likelihoods."""
     output = tmp_path_factory.mktemp("likelihood") / "model"
-    init_model(PARITY / "beats.pt", str(PARITY / "llm"), output, audio_first=True, caption_likelihood=True)
+    init_model(PARITY / "beats.pt", str(PARITY / "llm"), output, caption_likelihood=True)
     return output
 
 

@@ -1,0 +1,185 @@
+"""The same model writing captions: stage 1 (arXiv 2602.00604, section 2)."""
+
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Cache, GenerationMixin
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils.deprecation import deprecate_kwarg
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_xacle import XacleConfig
+from .modeling_xacle import XacleModel, XaclePreTrainedModel
+
+
+class XacleForConditionalGeneration(XaclePreTrainedModel, GenerationMixin):
+    """
+    Writes captions for sounds: stage 1 (arXiv 2602.00604, section 2). The whole [`XacleModel`] with an LM head tied to
+    the embeddings of its language model, so that either class loads the other's folder.
+
+    ```python
+    >>> prompt = processor.prepare_captioning(["dog.wav"])
+    >>> processor.batch_decode(model.generate(**prompt, max_new_tokens=30), skip_special_tokens=True)
+    ```
+    """
+
+    def __init__(self, config: XacleConfig):
+        super().__init__(config)
+        self.model = XacleModel(config)
+        self._counts_positions = "position_ids" in signature(self.model.language_model.forward).parameters
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Embeddings of the language model."""
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the embeddings of the language model."""
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The LM head."""
+        return self.model.lm_head
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        """Replace the LM head."""
+        self.model.lm_head = value
+
+    @can_return_tuple
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
+        audio_features: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        use_cache: bool = False,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """
+        Predict the next tokens. [`~XacleProcessor.prepare_captioning`] makes the inputs.
+
+        Args:
+            input_ids (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): `[AUDIO_START]`, `[AUDIO]`
+                times `num_audio_tokens`, `[AUDIO_END]`, then the caption so far; with `cache`, its last tokens.
+            attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): 1 for tokens, 0 for
+                padding, at either end; or what `generate` makes of it.
+            position_ids (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): Places of the tokens; by
+                default counted without the padding.
+            input_features (`torch.Tensor` of shape `(batch_size, num_frames, num_mel_bins)`, *optional*): Normalised
+                log-mel spectrogram.
+            audio_features (`torch.Tensor` of shape `(batch_size, num_audio_tokens, audio_hidden_size)`, *optional*):
+                Output of `get_audio_features`, instead of `input_features`.
+            inputs_embeds (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*): Embeddings
+                of the whole sequence, sound included ([`~XacleModel.embed`] makes them), instead of `input_ids`.
+            labels (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): The input ids where a token
+                counts in the loss (the caption and its end), -100 elsewhere. The loss is the mean cross entropy.
+            cache (`Cache`, *optional*): Of the tokens before these.
+            use_cache (`bool`): Return a cache of all tokens; `generate` asks for it.
+            logits_to_keep (`int` or `torch.Tensor` of shape `(num_kept,)`): Compute the logits of so many last
+                positions only, or of these; 0 is all, as `labels` need them.
+
+        Raises:
+            ValueError: Not exactly one of `input_ids` and `inputs_embeds`; `inputs_embeds` and a sound; a sequence
+                without its audio tokens.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give either `input_ids` or `inputs_embeds`.")
+        if inputs_embeds is None:
+            inputs_embeds = self._embed(input_ids, input_features, audio_features)
+        elif input_features is not None or audio_features is not None:
+            raise ValueError("`inputs_embeds` hold the sound already: leave out `input_features` and `audio_features`.")
+        if cache is None and attention_mask is not None and attention_mask.dim() == 2:
+            attention_mask, position_ids = self._without_padding(inputs_embeds, attention_mask, position_ids)
+        if position_ids is not None and self._counts_positions:
+            kwargs["position_ids"] = position_ids
+        outputs = self.model.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            cache=cache,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.model.token_logits(outputs.last_hidden_state[:, kept])  # (B, S, H) -> (B, S, V)
+        loss = None
+        if labels is not None:
+            targets = labels[:, 1:].to(logits.device)
+            loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets.flatten())
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            cache=outputs.cache,
+            hidden_states=outputs.hidden_states,
+            attentions=getattr(outputs, "attentions", None),
+        )
+
+    @staticmethod
+    def _without_padding(
+        inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """
+        Mask and positions `(batch_size, sequence_length)` by which padding changes nothing. Causal attention hides
+        padding at the end by itself, by a faster kernel; behind padding at the beginning, positions are counted anew.
+        """
+        if attention_mask.shape != inputs_embeds.shape[:2]:
+            raise ValueError(
+                f"attention_mask has shape {tuple(attention_mask.shape)}, but the sequences have "
+                f"{tuple(inputs_embeds.shape[:2])}."
+            )
+        if not (attention_mask.int().diff(dim=1) > 0).any():
+            return None, position_ids
+        counted = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        return attention_mask, counted if position_ids is None else position_ids
+
+    def _embed(
+        self, input_ids: torch.Tensor, input_features: torch.Tensor | None, audio_features: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Embeddings `(batch_size, sequence_length, hidden_size)` of tokens, and of the sound where there is one."""
+        if input_features is not None:
+            audio_features = self.model.get_audio_features(input_features)
+        if audio_features is None:
+            return self.get_input_embeddings()(input_ids)
+        self.model.check_audio_tokens(input_ids, *audio_features.shape[:2])
+        return self.model.embed(input_ids, audio_features)
+
+    def prepare_inputs_for_generation(
+        self, *args: Any, inputs_embeds: torch.Tensor | None = None, is_first_iteration: bool = False, **kwargs: Any
+    ) -> dict[str, Any]:
+        """The inputs of one step of `generate`: the audio goes in with the prompt, then lives in the cache."""
+        # `generate` takes `inputs_embeds` only where it sees them in this signature.
+        inputs = super().prepare_inputs_for_generation(
+            *args, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
+        )
+        if not is_first_iteration and inputs.get("cache") is not None:
+            inputs.pop("audio_features", None)
+        return inputs
+
+    def generate(self, *args: Any, input_features: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        """
+        Write captions: greedy, beam search or sampling, with arguments and results of `GenerationMixin.generate`. Each
+        clip is encoded once, whatever the number of beams.
+
+        Args:
+            input_features (`torch.Tensor` of shape `(batch_size, num_frames, num_mel_bins)`, *optional*): Normalised
+                log-mel spectrogram; or give `audio_features`.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size * num_return_sequences, longest)`: The prompts and the new tokens;
+            `processor.batch_decode(..., skip_special_tokens=True)` leaves the captions. With
+            `return_dict_in_generate=True`, a `ModelOutput` with these `sequences`.
+        """
+        if input_features is not None:
+            with torch.no_grad():
+                kwargs["audio_features"] = self.model.get_audio_features(input_features)
+        return super().generate(*args, **kwargs)
+
+
+__all__ = ["XacleForConditionalGeneration"]
