@@ -6,7 +6,8 @@ import torch
 from conftest import EXPECTED, PARITY
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification, pipeline
 
-from modeling_xacle.conversion import convert_beats, convert_tmu
+from modeling_xacle.conversion import convert_beats
+from modeling_xacle.conversion_tmu import convert_tmu
 
 CLIPS = ["b_16k_3s.wav", "c_44k_stereo_12s.wav"]
 
@@ -17,13 +18,31 @@ def features():
         return {name: torch.from_numpy(file[name]) for name in file.files}
 
 
-@pytest.mark.parametrize("source", ["", "model.pt", "model_container.pt", "model_lightning.ckpt"])
-def test_scores_of_every_container(source, tmp_path):
-    convert_tmu(PARITY / source, tmp_path / "model", llm=str(PARITY / "llm"), beats=PARITY / "beats.pt")
-    align = pipeline("audio-text-alignment", model=str(tmp_path / "model"), device="cpu")
+def assert_parity(folder):
+    """The published code's scores of all pairs."""
+    align = pipeline("audio-text-alignment", model=str(folder), device="cpu")
     pairs = [{"audio": PARITY / "wav" / pair["wav"], "text": pair["text"]} for pair in EXPECTED["pairs"]]
     scores = [result["score"] for result in align(pairs)]
     torch.testing.assert_close(scores, [pair["score_0_10"] for pair in EXPECTED["pairs"]], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("source", ["", "model.pt", "model_container.pt", "model_lightning.ckpt"])
+def test_scores_of_every_container(source, tmp_path):
+    convert_tmu(PARITY / source, tmp_path / "model", llm=str(PARITY / "llm"), beats=PARITY / "beats.pt")
+    assert_parity(tmp_path / "model")
+
+
+def test_scores_with_a_fine_tuned_encoder(tmp_path, caplog):
+    """The published commands take the fine-tuned BEATs file, whose class predictor is then in `model.pt` too."""
+    state = torch.load(PARITY / "model.pt", weights_only=True)
+    predictor = torch.load(PARITY / "beats_finetuned.pt", weights_only=True)["model"]
+    for name in ("predictor.weight", "predictor.bias"):
+        state[f"llm_wrapper.audio_encoder.model.{name}"] = predictor[name]
+    torch.save(state, tmp_path / "model.pt")
+    (tmp_path / "config.json").write_bytes((PARITY / "config.json").read_bytes())
+    convert_tmu(tmp_path, tmp_path / "converted", llm=str(PARITY / "llm"), beats=PARITY / "beats_finetuned.pt")
+    assert "its encoder was fine-tuned; the class predictor is left out" in caplog.text
+    assert_parity(tmp_path / "converted")
 
 
 def test_logits_are_the_raw_head_output(model, processor):
