@@ -1,7 +1,10 @@
 """The published checkpoint, exactly: every container gives the published code's batch-size-1 scores and features."""
 
+import json
+
 import numpy as np
 import pytest
+import soundfile
 import torch
 from conftest import EXPECTED, PARITY
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification, pipeline
@@ -74,6 +77,20 @@ def test_fine_tuned_beats_classifies(clip, tmp_path, features):
     output = model(**extractor(PARITY / "wav" / clip))
     torch.testing.assert_close(output.probabilities[0], features[f"{clip}|probs"], atol=1e-5, rtol=0)
     assert model.config.id2label[3] == "/m/003"
+
+
+def test_the_audio_classification_pipeline_gives_independent_probabilities(tmp_path, features):
+    clip = CLIPS[0]
+    convert_beats(PARITY / "beats_finetuned.pt", tmp_path / "beats")
+    settings = json.loads((tmp_path / "beats" / "config.json").read_text())
+    settings.pop("problem_type", None)  # as in a folder of an earlier version
+    (tmp_path / "beats" / "config.json").write_text(json.dumps(settings))
+    classify = pipeline("audio-classification", model=str(tmp_path / "beats"), device="cpu", top_k=None)
+    waveform, _ = soundfile.read(PARITY / "wav" / clip, dtype="float32")
+    found = {result["label"]: result["score"] for result in classify(waveform)}
+    expected = features[f"{clip}|probs"]
+    found = torch.tensor([found[classify.model.config.id2label[index]] for index in range(len(expected))])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
