@@ -65,6 +65,7 @@ from modeling_xacle.data import (
     load_pairs,
     save_dataset,
 )
+from modeling_xacle.provenance import dataset_name
 
 # One process may wait for another that has more left to do after an interruption.
 LONGEST_WAIT = timedelta(days=2)
@@ -489,7 +490,8 @@ def make_card(dataset: str, how: Negatives, overlap_weight: float, summary: str)
         )
     near = f"{how.hard} of them of the {how.hard_pool} nearest in the teacher's text space, "
     return (
-        f"# Pseudo-labelled pairs\n\nThe clips and captions of `{dataset}`. `label` is {label}; no listener was "
+        f"# Pseudo-labelled pairs: {dataset_name(dataset)}\n\n"
+        f"The clips and captions of `{dataset}`. `label` is {label}; no listener was "
         f"asked. For each caption of a clip, {how.count} captions of other clips of the split, drawn at random "
         f"({near if how.hard else ''}seed {how.seed}), are added with labels found in the same way and "
         f"`is_negative`.\n\n{summary}\n\n![Distribution of the labels](labels.png)\n\n"

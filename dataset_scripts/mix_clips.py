@@ -29,6 +29,7 @@ from tqdm import tqdm
 from modeling_xacle.clap import PairIndex
 from modeling_xacle.data import check_replaceable, dataset_licence, load_pairs, make_dataset, save_dataset
 from modeling_xacle.feature_extraction_xacle import load_waveform
+from modeling_xacle.provenance import dataset_name
 
 SAMPLING_RATE, MAX_SECONDS = 16000, 10.0
 JOINTS = (" while ", " and ", " as ")
@@ -110,7 +111,8 @@ def write_mixes(mixes: list[Mix], index: PairIndex, folder: Path, num_workers: i
 def make_card(dataset: str, count: int, max_words: int, seed: int) -> str:
     """Text of the dataset's README.md."""
     return (
-        f"# Captioned clips, and mixes of them\n\nAll rows of `{dataset}`, and in the split `train` {count} sums of "
+        f"# Clips and their mixes: {dataset_name(dataset)}\n\n"
+        f"All rows of `{dataset}`, and in the split `train` {count} sums of "
         f"two of its clips each, under joined captions of at most {max_words} words (seed {seed}); their `source` is "
         "`mix`. The terms of use of the captions and sounds stay in force.\n"
     )

@@ -298,7 +298,9 @@ def make_card(corpus: str, counts: dict[str, dict[str, Any]]) -> str:
     """Text of the dataset's README.md."""
     columns = ["pairs", "ratings", "listeners", "mean score"]
     lines = [
-        f"# {corpus}: sound-caption pairs rated by listeners from 0 to 10",
+        f"# {corpus.upper()}",
+        "",
+        "Sound-caption pairs rated by listeners from 0 to 10.",
         "",
         f"| split | {' | '.join(columns)} |",
         "|---|---|---|---|---|",

@@ -1,11 +1,9 @@
 """Putting scores onto the listeners' scale: maps that rise, fitted on a validation table."""
 
-import csv
 import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from io import StringIO
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,6 +15,7 @@ from .configuration_xacle import XacleConfig
 from .data import find_column, read_table, replace_folder, write_whole
 from .metrics import METRICS, alignment_metrics
 from .score_tables import PREDICTION_COLUMNS, read_score_table, text_table
+from .tables import check_table_suffix, write_table
 
 Method = Literal["affine", "isotonic"]
 METHODS = get_args(Method)
@@ -211,33 +210,32 @@ def calibrate_table(
     score_columns: Sequence[str] = PREDICTION_COLUMNS,
 ) -> int:
     """
-    Write a table again as CSV, with its scores calibrated and all else as it was. Scores of rows with an error stay.
+    Write a table again, with its scores calibrated and all else as it was. Scores of rows with an error stay.
 
     Args:
         calibration (`ScoreCalibration`): The map.
         table (`str` or `Path`): CSV, TSV, JSON lines or Parquet file.
-        output (`str` or `Path`): CSV file to write, whole or not at all.
+        output (`str` or `Path`): File of one of these kinds to write, whole or not at all.
         score_columns (`Sequence[str]`): The first of them that the table has holds the scores.
 
     Returns:
         The number of rows.
 
     Raises:
-        ValueError: As for `read_score_table`; or `output` is the table itself.
+        ValueError: As for `read_score_table` and `write_table`; or `output` is the table itself.
     """
+    check_table_suffix(output)
     if Path(output).resolve() == Path(table).resolve():
         raise ValueError(f"{output}: is the input table itself; choose another output.")
     columns, _ = read_table(table)
     column = find_column(columns, score_columns, table)
     scores = read_score_table(table, score_columns, key_columns=())
-    file = StringIO()
-    writer = csv.DictWriter(file, columns)
-    writer.writeheader()
+    rows = []
     for row, score in zip(scores.rows, calibration(scores.scores).tolist(), strict=True):
-        row = {name: json.dumps(value) if isinstance(value, list) else value for name, value in row.items()}
-        writer.writerow(row if np.isnan(score) else {**row, column: score})
-    write_whole(output, file.getvalue())
-    return len(scores.rows)
+        kept = None if row[column] == "" else row[column]  # an empty cell is no text: Parquet has one kind in a column
+        rows.append({**row, column: kept if np.isnan(score) else score})
+    write_table(output, rows)
+    return len(rows)
 
 
 def calibrate_model(calibration: ScoreCalibration, model: str | Path, output: str | Path) -> XacleConfig:

@@ -15,7 +15,7 @@ from .configuration_xacle import XacleConfig
 from .data import dataset_licence, write_json
 from .freezing import alignment_model
 from .metrics import bootstrap_intervals
-from .provenance import CARD, UNKNOWN, made_from, read_card
+from .provenance import CARD, UNKNOWN, dataset_name, made_from, read_card
 from .recipes import STAGES, StageArguments
 from .resuming import run_settings
 
@@ -136,12 +136,13 @@ def card_metadata(
         intervals (`Mapping`): What `validation_intervals` gives.
     """
     measured = {"confidence": CONFIDENCE, "resamples": RESAMPLES}
+    dataset = dataset_name(stage.data)
     task = "audio-text-alignment" if stage.stage > 1 else "audio-text-to-text"
     results = [
         EvalResult(
             task_type=task,
-            dataset_type=stage.data if hub_ids(stage.data) else Path(stage.data).name,
-            dataset_name=Path(stage.data).name,
+            dataset_type=dataset,
+            dataset_name=dataset,
             dataset_split=stage.validation_split,
             metric_type=METRIC_TYPES[metric],
             metric_name=METRIC_NAMES[metric],
@@ -216,7 +217,7 @@ Stage {stage} ({stage_name}) of modeling-xacle {version}: BEATs encoder, SwiGLU 
 
 ## Data
 
-`{data}`: {train_rows} rows of `{train_split}`, from {sources};
+{dataset}, `{data}`: {train_rows} rows of `{train_split}`, from {sources};
 {validation_rows} rows of `{validation_split}`. Training started from `{start}`.
 
 ## Validation
@@ -296,6 +297,7 @@ def card_text(
         decoder=config.text_config.model_type,
         parameters=sum(weight.numel() for weight in model.parameters()),
         use=USE[scores].format(model=(args.push_to_hub and args.hub_model_id) or without_folder(args.output_dir)),
+        dataset=dataset_name(stage.data),
         data=without_folder(stage.data),
         train_split=stage.train_split,
         train_rows=len(trainer.train_dataset),

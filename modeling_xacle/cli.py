@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from transformers.utils import logging
 
-from . import conversion
+from . import conversion, conversion_tmu
 from .building import init_model
 from .cli_combine import ensemble, submit
 from .cli_diagnostics import doctor, info
@@ -43,9 +43,17 @@ def convert_tmu(
     ] = None,
     beats: Beats = None,
     revision: Annotated[str | None, typer.Option(help="Revision of a Hub id.")] = None,
+    audio_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens of a clip, where no config.json tells. Default: 100, as published."),
+    ] = None,
+    training_stage: Annotated[
+        int | None,
+        typer.Option(min=0, max=3, help="Last stage trained, where no config.json tells. Default: 3, as published."),
+    ] = None,
 ) -> None:
-    """Convert a checkpoint of the TMU system (Atotti/xacle-tmu-2026)."""
-    conversion.convert_tmu(source, output, llm=llm, beats=beats, revision=revision)
+    """Convert a checkpoint of the TMU system (Atotti/xacle-tmu-2026). The config.json beside a file is read."""
+    conversion_tmu.convert_tmu(source, output, llm, beats, revision, audio_tokens, training_stage)
     typer.echo(output)
 
 

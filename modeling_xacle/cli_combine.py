@@ -7,12 +7,12 @@ from typing import Annotated
 import typer
 
 from . import ensemble_tables, ensembling, submission
-from .cli_evaluate import AsJson, Key, PredictionColumn, ReferenceColumn, columns_of
+from .cli_evaluate import TABLE, AsJson, Key, PredictionColumn, ReferenceColumn, columns_of
 
 
 def ensemble(
     tables: Annotated[list[Path], typer.Argument(help="Tables of scores of the same pairs, one a system.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="CSV file to write: the first table with `score`.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help=f"{TABLE} to write: the first table with `score`.")],
     reference: Annotated[
         Path | None, typer.Option(help="Table of the listeners' mean scores: also judge, and fit nnls and svr.")
     ] = None,

@@ -10,6 +10,9 @@ import typer
 from . import calibration, comparison, evaluation, figures, reporting
 from .data import write_whole
 from .score_tables import PREDICTION_COLUMNS
+from .tables import check_table_suffix
+
+TABLE = "CSV, TSV, JSON lines or Parquet file"
 
 Reference = Annotated[Path, typer.Argument(help="Table of the listeners' mean scores, one row a pair.")]
 Key = Annotated[
@@ -101,7 +104,7 @@ def compare(
 
 def calibrate(
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="JSON file; with --apply CSV file, with --model folder.")
+        Path, typer.Option("--output", "-o", help=f"JSON file; with --apply {TABLE}, with --model folder.")
     ],
     prediction: Annotated[Path | None, typer.Argument(help="Table of predicted scores to fit the map to.")] = None,
     reference: Annotated[Path | None, typer.Argument(help="Table of the listeners' mean scores.")] = None,
@@ -122,6 +125,8 @@ def calibrate(
 ) -> None:
     """Fit a map of scores onto the listeners' scale on a validation table, and store it or apply it."""
     check_calibrate_options(prediction, reference, load, apply, model, diagram)
+    if apply is not None:
+        check_table_suffix(output)
     columns, report = columns_of(key, prediction_column, reference_column), None
     if load is not None:
         found = calibration.load_calibration(load)

@@ -7,9 +7,10 @@ from typing import Annotated
 import typer
 
 from . import DEFAULT_MODEL, ranking
+from .cli_evaluate import TABLE
 from .cli_score import AsJson, Device, Dtype, MapCosine, Model, Precision, Processor, Revision, check_device
-from .data import write_whole
 from .scoring import load_scorer
+from .tables import table_text, write_table
 
 BatchSize = Annotated[int, typer.Option(min=1, help="Sounds loaded at a time.")]
 
@@ -47,7 +48,7 @@ def matrix(
     audio: Annotated[list[Path] | None, typer.Argument(help="Sounds.")] = None,
     audio_dir: Annotated[Path | None, typer.Option(help="Folder of sounds, instead of naming them.")] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="CSV file to write; the table is printed without it.")
+        Path | None, typer.Option("--output", "-o", help=f"{TABLE} to write; without it the table is printed as CSV.")
     ] = None,
     heat_map: Annotated[Path | None, typer.Option(help="Picture to draw, .png, .pdf or .svg.")] = None,
     model: Model = DEFAULT_MODEL,
@@ -67,11 +68,13 @@ def matrix(
     check_device(device)
     paths = list(map(str, audio or ranking.list_audio(audio_dir)))
     captions = ranking.read_texts(texts)
+    if output is not None or not as_json:
+        ranking.check_matrix(output, captions)
     align = load_scorer(model, device, dtype.value, revision, processor, map_cosine)
     scores = ranking.score_matrix(align, paths, captions, batch_size)
-    table = ranking.matrix_csv(scores, paths, captions)
+    rows = ranking.matrix_rows(scores, paths, captions)
     if output is not None:
-        write_whole(output, table)
+        write_table(output, rows)
     if heat_map is not None:
         ranking.draw_heat_map(scores, [Path(path).name for path in paths], captions, heat_map)
     if as_json:
@@ -79,4 +82,4 @@ def matrix(
     elif output is not None:
         typer.echo(f"{len(paths)} sounds with {len(captions)} captions scored: {output}")
     else:
-        typer.echo(table, nl=False)
+        typer.echo(table_text(".csv", rows), nl=False)

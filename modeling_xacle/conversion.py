@@ -1,6 +1,5 @@
-"""Published checkpoints and pretrained parts -> folders that `from_pretrained` loads. Every tensor is accounted for."""
+"""BEATs files -> folders that `from_pretrained` loads, and what conversions share. Every tensor is accounted for."""
 
-import json
 import pickle
 import re
 from dataclasses import dataclass, field
@@ -8,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
 from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -21,7 +18,7 @@ from transformers import (
 from transformers.activations import ACT2FN
 from transformers.utils import logging
 
-from .configuration_xacle import BeatsConfig, XacleConfig
+from .configuration_xacle import BeatsConfig
 from .feature_extraction_xacle import XacleFeatureExtractor
 from .modeling_beats import BeatsForAudioClassification, BeatsModel
 from .modeling_xacle import XacleModel
@@ -33,31 +30,11 @@ from .processing_xacle import (
     SPECIAL_TOKENS,
     XacleProcessor,
 )
-from .provenance import write_tmu_card
 
 logger = logging.get_logger(__name__)
 
 StateDict = dict[str, torch.Tensor]
-PUBLISHED_BEATS = "BEATs_iter3_plus_AS2M.pt"
 
-# Older names in Lightning checkpoints -> names in the published `model.pt`.
-LIGHTNING_RULES = [
-    (r"^model\.model\.llm_wrapper\.audio_adapter\.audio_encoder\.", "llm_wrapper.audio_encoder."),
-    (r"^model\.model\.llm_wrapper\.audio_adapter\.", "llm_wrapper.audio_projection."),
-    (r"^model\.model\.llm_wrapper\.llm\.", "llm_wrapper.llm."),
-    (r"^model\.model\.projection\.", "score_head."),
-    (r"^model\.projection\.", "final_linear.linear."),
-]
-TMU_RULES = [
-    (r"^llm_wrapper\.audio_encoder\.model\.", "audio_tower."),
-    (r"^llm_wrapper\.audio_projection\.mlp\.norm\.", "projector.norm."),
-    (r"^llm_wrapper\.audio_projection\.mlp\.fc1\.", "projector.up_proj."),
-    (r"^llm_wrapper\.audio_projection\.mlp\.fc2\.", "projector.down_proj."),
-    (r"^llm_wrapper\.audio_projection\.(residual_\w+)\.", r"projector.\1."),
-    (r"^llm_wrapper\.llm\.", "language_model."),
-    (r"^score_head\.mlp\.", "score_head.layers."),
-    (r"^final_linear\.linear\.", "score_head.layers.7."),
-]
 BEATS_RULES = [
     (r"^layer_norm\.", "patch_layer_norm."),
     (r"^post_extract_proj\.", "patch_projection."),
@@ -253,6 +230,11 @@ def convert_beats_keys(state: StateDict) -> StateDict:
     return state
 
 
+def pop_classifier(state: StateDict) -> StateDict:
+    """Take the class predictor, if there is one, out of the weights of [`convert_beats_keys`]: `weight` and `bias`."""
+    return {key.removeprefix("classifier."): state.pop(key) for key in list(state) if key.startswith("classifier.")}
+
+
 def read_beats(path: str | Path) -> BeatsCheckpoint:
     """
     Read a BEATs `.pt` file, self-supervised or fine-tuned.
@@ -266,9 +248,7 @@ def read_beats(path: str | Path) -> BeatsCheckpoint:
             f"{path}: a BEATs file has the keys `cfg` and `model`, this one has {sorted(map(str, content))}."
         )
     state = convert_beats_keys(check_state_dict(content["model"], path))
-    classifier = {
-        key.removeprefix("classifier."): state.pop(key) for key in list(state) if key.startswith("classifier.")
-    }
+    classifier = pop_classifier(state)
     config = beats_config_from_cfg(content["cfg"])
     if classifier:
         labels = content.get("label_dict") or {}
@@ -353,121 +333,6 @@ def add_special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
         "audio_token_id": AUDIO_TOKEN,
     }
     return {name: tokenizer.convert_tokens_to_ids(token) for name, token in names.items()}
-
-
-def read_tmu(source: str | Path, revision: str | None = None) -> tuple[StateDict, dict[str, Any]]:
-    """
-    Read a checkpoint of the published system in any of its containers: a folder or Hub id with `model.pt` and
-    `config.json`, or a file with a bare state dict, `{"model_state_dict": ...}` or Lightning's `{"state_dict": ...}`.
-
-    Returns:
-        The weights under the names of the published `model.pt`, and the content of `config.json` (empty for a file).
-    """
-    path = Path(source)
-    settings: dict[str, Any] = {}
-    if not path.is_file():
-        files = {name: path / name for name in ("model.pt", "config.json")}
-        if not path.exists():
-            files = {name: Path(hf_hub_download(str(source), name, revision=revision)) for name in files}
-        missing = [str(file) for file in files.values() if not file.is_file()]
-        if missing:
-            raise ConversionError(
-                f"{source}: a published checkpoint folder has model.pt and config.json; missing: {', '.join(missing)}."
-            )
-        path = files["model.pt"]
-        settings = json.loads(files["config.json"].read_text(encoding="utf-8"))
-    content = load_pickle_safely(path)
-    name = next((name for name in ("model_state_dict", "state_dict") if name in content), None)
-    state = check_state_dict(content[name] if name else content, path)
-    return rename_keys(state, LIGHTNING_RULES), settings
-
-
-def convert_tmu(
-    source: str | Path,
-    output: str | Path,
-    llm: str | None = None,
-    beats: str | Path | None = None,
-    revision: str | None = None,
-) -> XacleModel:
-    """
-    Convert a checkpoint of the published system to one complete folder.
-
-    Args:
-        source (`str`): What [`read_tmu`] reads.
-        output (`str`): Folder to write.
-        llm (`str`, *optional*): Folder or Hub id of the language model, for its config and tokenizer; by default what
-            the source's config.json names.
-        beats (`str`, *optional*): What [`load_beats`] takes, for its settings; by default those of the published
-            BEATs iter3+ AS2M.
-        revision (`str`, *optional*): Revision of a Hub id in `source`.
-
-    Raises:
-        ConversionError: Tensors missing, unexpected or of another shape; a tokenizer that does not fit the embedding.
-    """
-    state, settings = read_tmu(source, revision)
-    llm = llm or settings.get("llm_model_name")
-    if not llm:
-        raise ConversionError(
-            f"{source} does not name its language model: give it with --llm (published: Qwen/Qwen2.5-0.5B-Instruct)."
-        )
-    state = rename_keys(state, TMU_RULES)
-    tower = {key.removeprefix("audio_tower."): state.pop(key) for key in list(state) if key.startswith("audio_tower.")}
-    state |= {f"audio_tower.{key}": tensor for key, tensor in convert_beats_keys(tower).items()}
-    tokenizer = AutoTokenizer.from_pretrained(llm)
-    token_ids = add_special_tokens(tokenizer)
-    append_audio_row(state, token_ids, llm)
-    text_config = causal_config(llm)
-    text_config.update({"vocab_size": token_ids["audio_token_id"] + 1, "dtype": torch.float32})
-    text_config._name_or_path = provenance(llm)
-    config = XacleConfig(
-        audio_config=tmu_audio_config(beats),
-        text_config=text_config,
-        num_audio_tokens=settings.get("num_audio_tokens", XacleConfig.num_audio_tokens),
-        training_stage=3,
-        **tmu_head_sizes(state),
-        **token_ids,
-    )
-    model = XacleModel(config)
-    load_exactly(model, state, str(source))
-    save_model(output, model, tokenizer)
-    write_tmu_card(Path(output), source)
-    return model
-
-
-def tmu_audio_config(beats: str | Path | None) -> BeatsConfig:
-    """Settings and source of the published system's encoder, or of the one that is named."""
-    config = load_beats(beats).config if beats else BeatsConfig()
-    config._name_or_path = provenance(str(beats or PUBLISHED_BEATS))
-    return config
-
-
-def append_audio_row(state: StateDict, token_ids: dict[str, int], llm: str) -> None:
-    """
-    Give the embedding of the published checkpoint, in place, a row for `[AUDIO]`, the mean of the others; it is never
-    used.
-    """
-    key = "language_model.embed_tokens.weight"
-    rows = state[key].shape[0] if key in state and state[key].dim() == 2 else None
-    if rows is None or rows != token_ids["audio_token_id"]:
-        raise ConversionError(
-            f"{key} has {rows} rows, but the tokenizer of {llm} makes {token_ids['audio_token_id']} with the "
-            "three published tokens: is --llm the language model of this checkpoint?"
-        )
-    state[key] = torch.cat([state[key], state[key].mean(dim=0, keepdim=True)])
-
-
-def tmu_head_sizes(state: StateDict) -> dict[str, int]:
-    """
-    Widths of projector and score head, as fields of [`XacleConfig`]; tensors that are missing are found out when
-    loading.
-    """
-    rows = {key: len(state[key]) for key in state if state[key].dim() == 2}
-    sizes = {
-        "projector_intermediate_size": rows.get("projector.up_proj.weight", 0) // 2,
-        "score_head_hidden_size": rows.get("score_head.layers.0.weight"),
-        "score_head_output_size": rows.get("score_head.layers.6.weight"),
-    }
-    return {name: size for name, size in sizes.items() if size}
 
 
 def save_model(output: str | Path, model: XacleModel, tokenizer: PreTrainedTokenizerBase) -> None:

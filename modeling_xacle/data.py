@@ -326,7 +326,7 @@ def save_dataset(
         output (`str` or `Path`): The folder.
         embed_audio (`bool`): Put the bytes of each sound into the table, for each of its rows, instead of its path
             only.
-        card (`str`, *optional*): Markdown text of README.md, without metadata.
+        card (`str`, *optional*): Markdown text of README.md, without metadata. Its title is the dataset's name.
         attachments (mapping of file names to contents, *optional*): Further files of the folder, a report or an image.
         licence (`str`, *optional*): The Hub's name for it, such as `"mit"`; `"other"` where the card tells the terms.
 
@@ -344,7 +344,7 @@ def save_dataset(
         _write_parquet(dataset, columns, partial / f"{split}.parquet", embed_audio)
     for name, content in (attachments or {}).items():
         (partial / name).write_bytes(content.encode() if isinstance(content, str) else content)
-    _write_card(partial / CARD, card or f"# {output.name}\n", splits, licence)
+    _write_card(partial / CARD, card or "# Sound-caption pairs\n", splits, licence)
     replace_folder(partial, output)
 
 

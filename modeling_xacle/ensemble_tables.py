@@ -1,8 +1,6 @@
 """Ensembles of tables: read and joined by their keys, combined, judged, and the fitted weights stored for others."""
 
-import csv
 import hashlib
-import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +21,7 @@ from .score_tables import (
     read_score_table,
     text_table,
 )
+from .tables import check_table_suffix, write_table
 
 ENSEMBLE = "ensemble"
 # Metrics for which the terminal shows what a system adds; the JSON has all.
@@ -89,11 +88,12 @@ def clip_of_rows(table: ScoreTable) -> list[str]:
 
 def check_output(output: str | Path, inputs: Sequence[str | Path | None]) -> None:
     """
-    Refuse to overwrite an input.
+    Refuse to overwrite an input, or to write an unknown format, before anything is computed.
 
     Raises:
-        ValueError: The output is one of the inputs.
+        ValueError: The output is one of the inputs, or its suffix names no format of a table.
     """
+    check_table_suffix(output)
     if Path(output).resolve() in [Path(path).resolve() for path in inputs if path is not None]:
         raise ValueError(f"{output}: is also one of the inputs; choose another output.")
 
@@ -105,19 +105,14 @@ def write_ensemble(
     Write the rows of a table with `score`, in the place of the table's own score.
 
     Args:
-        path (`str` or `Path`): The CSV file to write.
+        path (`str` or `Path`): The CSV, TSV, JSON lines or Parquet file to write.
         table (`ScoreTable`): Of N rows.
         scores (`np.ndarray` of shape `(N,)`): The ensemble's.
         prediction_columns (`Sequence[str]`): Columns beside `PREDICTION_COLUMNS` that hold the table's own score.
     """
-    columns = [name for name in table.rows[0] if name not in (*PREDICTION_COLUMNS, *prediction_columns)]
-    file = io.StringIO(newline="")
-    writer = csv.DictWriter(file, [*columns, "score"], extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    for row, score in zip(table.rows, scores.tolist(), strict=True):
-        texts = {name: json.dumps(value) if isinstance(value, list) else value for name, value in row.items()}
-        writer.writerow({**texts, "score": score})
-    write_whole(path, file.getvalue())
+    own = (*PREDICTION_COLUMNS, *prediction_columns)
+    others = ({name: value for name, value in row.items() if name not in own} for row in table.rows)
+    write_table(path, [{**row, "score": score} for row, score in zip(others, scores.tolist(), strict=True)])
 
 
 def _fingerprint(table: ScoreTable) -> str:

@@ -391,6 +391,7 @@ class BeatsForAudioClassification(BeatsPreTrainedModel):
 
     def __init__(self, config: BeatsConfig):
         super().__init__(config)
+        config.problem_type = "multi_label_classification"  # or Transformers' pipelines would take a softmax
         self.model = BeatsModel(config)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()

@@ -144,14 +144,20 @@ class XaclePreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """
-        Projector and score head start with weights uniform in +-1/sqrt(fan-in), the same signal at any width, and no
-        biases; encoder and language model have rules of their own.
+        As in the published code, the projector starts as PyTorch's linear layers do, weights and biases uniform in
+        +-1/sqrt(fan-in), and the score head with Xavier's uniform weights and no biases; encoder and language model
+        have rules of their own.
         """
         super()._init_weights(module)
         if hasattr(module, "initial_weight"):
             init.constant_(module.weight, module.initial_weight)
+        elif isinstance(module, InputPrecisionLinear):
+            init.xavier_uniform_(module.weight)
         elif isinstance(module, nn.Linear):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            if module.bias is not None:
+                bound = module.in_features**-0.5
+                init.uniform_(module.bias, -bound, bound)
 
 
 def likelihood_features(

@@ -13,8 +13,8 @@ from typing import Any
 from datasets import Dataset
 
 from .data import AUDIO_COLUMNS, TEXT_COLUMNS, find_column, load_pairs, read_table
+from .tables import TABLE_SUFFIXES
 
-TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 STDIN = "-"
 # Rows among which those of one clip are brought together. A waiting row takes some hundred bytes, the features of an
 # encoded clip 300 kB at published size: rows that wait reach a thousand times as far as a cache of encoded clips would.

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import DatasetCard, ModelCard, ModelCardData
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
@@ -12,6 +12,7 @@ from .configuration_xacle import XacleConfig
 
 CARD = "README.md"
 UNKNOWN = "unknown"
+UNNAMED = "a dataset without a name"
 TMU_SOURCE, TMU_LICENCE = "Atotti/xacle-tmu-2026", "cc-by-nc-4.0"
 # What a source's name begins with, without its folder and in lower case -> its licence, by the Hub's name for it.
 LICENCES = {
@@ -59,6 +60,21 @@ def read_card(model: str | Path, revision: str | None = None) -> ModelCardData |
     )
     path = cached_file(str(model), CARD, revision=revision, **options)
     return ModelCard.load(path).data if path else None
+
+
+def dataset_name(name_or_path: str | Path) -> str:
+    """
+    What a dataset calls itself: `pretty_name` in its card's metadata, or else the card's title; of one on the Hub its
+    id. The name of a folder says nothing of what is in it.
+    """
+    folder = Path(name_or_path)
+    if not folder.exists():
+        return str(name_or_path)
+    if not (folder / CARD).is_file():
+        return UNNAMED
+    card = DatasetCard.load(folder / CARD)
+    title = re.search(r"^# (.+)$", card.text, re.MULTILINE)
+    return card.data.pretty_name or (title[1].strip() if title else UNNAMED)
 
 
 TMU_TEXT = """# {name}

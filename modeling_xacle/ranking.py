@@ -1,6 +1,5 @@
 """Many sounds against many captions: the whole matrix of scores, each sound encoded once, and its heat map."""
 
-import csv
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,10 +15,11 @@ from transformers.utils import logging
 
 from .data import TEXT_COLUMNS, find_column, read_table, write_whole
 from .pipeline_xacle import AudioTextAlignmentPipeline
+from .tables import TABLE_SUFFIXES, check_table_suffix
 
 logger = logging.get_logger(__name__)
 
-TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+AUDIO_COLUMN = "audio"
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff")
 PICTURE_SUFFIXES = (".png", ".pdf", ".svg")
 
@@ -117,12 +117,25 @@ def rank_pairs(
     return [{"rank": place, **pair} for place, pair in enumerate(pairs, 1)]
 
 
-def matrix_csv(scores: np.ndarray, audios: Sequence[str], texts: Sequence[str]) -> str:
-    """A CSV table of scores (M, N): the column `audio`, then one for each caption; a row a clip."""
-    file = io.StringIO(newline="")
-    rows = ([audio, *row] for audio, row in zip(audios, scores.tolist(), strict=True))
-    csv.writer(file, lineterminator="\n").writerows([["audio", *texts], *rows])
-    return file.getvalue()
+def check_matrix(output: str | Path | None, texts: Sequence[str]) -> None:
+    """
+    Refuse a table that could not be written, before anything is scored.
+
+    Raises:
+        ValueError: A caption has the name of the table's first column, or the output's suffix is unknown.
+    """
+    if output is not None:
+        check_table_suffix(output)
+    if AUDIO_COLUMN in texts:
+        raise ValueError(f"The caption {AUDIO_COLUMN!r} is the name of the table's first column: write it otherwise.")
+
+
+def matrix_rows(scores: np.ndarray, audios: Sequence[str], texts: Sequence[str]) -> list[dict[str, Any]]:
+    """A table of scores (M, N): the column `audio`, then one for each caption; a row a clip."""
+    return [
+        {AUDIO_COLUMN: audio, **dict(zip(texts, row, strict=True))}
+        for audio, row in zip(audios, scores.tolist(), strict=True)
+    ]
 
 
 def _warn_of_cuts(name: str, results: list[dict[str, Any]]) -> None:

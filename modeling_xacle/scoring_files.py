@@ -3,7 +3,6 @@ The files of a scoring run: results as they come, in a folder beside the output;
 the input, and what it was made with. Killed at any time and started again, the run ends in the same bytes.
 """
 
-import csv
 import hashlib
 import heapq
 import itertools
@@ -15,8 +14,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from .data import write_whole
+from .tables import STREAMED_SUFFIXES, check_table_suffix, row_writer
 
-SUFFIXES = (".csv", ".tsv", ".jsonl")
 XACLE_COLUMNS = ("wav_file_name", "pred_score")
 STATUSES = ("ok", "padded", "cut", "windowed", "error")
 SETTINGS = "settings.json"
@@ -78,8 +77,7 @@ class ScoringFiles:
 
     def __init__(self, output: str | Path, description: Mapping[str, Any]):
         self.output, self.description = Path(output), dict(description)
-        if self.output.suffix.lower() not in SUFFIXES:
-            raise ValueError(f"{output}: write to a file that ends in {', '.join(SUFFIXES)}.")
+        check_table_suffix(output, STREAMED_SUFFIXES)
         self.sidecar = self.output.with_name(f"{self.output.name}.json")
         self.work = self.output.with_name(f"{self.output.name}.work")
 
@@ -161,7 +159,7 @@ class ScoringFiles:
         partial = self.work / "output.partial"
         # A caption may hold half of a character: that is written as in "\ud83d".
         with open(partial, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            write = _row_writer(file, self.output.suffix.lower(), columns)
+            write = row_writer(file, self.output.suffix.lower(), columns)
             for number, block in enumerate(blocks):
                 results = records.block(number)
                 for row_number, _, row in block:
@@ -187,30 +185,6 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _row_writer(file: TextIO, suffix: str, columns: list[str]) -> Callable[[Mapping[str, Any]], Any]:
-    """A function that writes a row; the header, where there is one, is written."""
-    if suffix == ".jsonl":
-        return lambda row: file.write(  # also keys that the first row does not have
-            json.dumps({name: _plain(value) for name, value in row.items()}, ensure_ascii=False, default=str) + "\n"
-        )
-    writer = csv.writer(file, delimiter="\t" if suffix == ".tsv" else ",", lineterminator="\n")
-    writer.writerow(columns)
-    return lambda row: writer.writerow([_cell(row[name]) for name in columns])
-
-
-def _plain(value: Any) -> Any:
-    """A value of a row without the bytes of a sound: the path stands for it."""
-    if isinstance(value, Mapping) and set(value) == {"bytes", "path"}:
-        return value["path"]
-    return None if isinstance(value, bytes) else value
-
-
-def _cell(value: Any) -> Any:
-    """A value as CSV holds it: lists and objects as JSON."""
-    value = _plain(value)
-    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, (list, dict)) else value
 
 
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

@@ -61,8 +61,8 @@ class FiniteLossCallback(TrainerCallback):
 
 class StageTrainer(Trainer):
     """
-    What the stages' trainers share: evaluations of whole splits, parts of an embedding without weight decay, and no
-    pickles in saved folders.
+    What the stages' trainers share: evaluations of whole splits, weight decay of all that is trained, as in the
+    published code, but for rows of an embedding, and no pickles in saved folders.
     """
 
     def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> DataLoader:
@@ -75,9 +75,12 @@ class StageTrainer(Trainer):
             self.args.dataloader_drop_last = drop_last
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Decay would move the rows of an embedding of which only some are trained."""
+        """
+        All weights, norms and biases included, as in the published code; but not an embedding of which only some rows
+        are trained, because decay would move the others.
+        """
         inner = alignment_model(model)
-        names = super().get_decay_parameter_names(model)
+        names = [name for name, _ in model.named_parameters()]
         embedding = inner.get_input_embeddings().weight
         if any(weight.requires_grad for weight in inner.language_model.parameters() if weight is not embedding):
             return names

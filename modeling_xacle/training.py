@@ -212,13 +212,17 @@ def make_trainer(
 
 
 def calibrate(trainer: PairTrainer) -> None:
-    """Fit the model's scale on the validation split and store it in its config; the order of scores stays."""
+    """Fit the model's scale on the validation split and let its config apply it; the order of scores stays."""
     found = trainer.predict(trainer.eval_dataset)
     config = alignment_model(trainer.model).config
     try:
         config.calibration_scale, config.calibration_offset = fit_calibration(found.predictions, found.label_ids)
     except ValueError as error:
         logger.warning(f"No calibration: {error}")
+        return
+    if not config.apply_calibration:
+        logger.warning("The starting model's config has apply_calibration=false; the fitted calibration is applied.")
+    config.apply_calibration = True
 
 
 def save_result(trainer: StageTrainer, stage: StageArguments) -> None:

@@ -25,7 +25,7 @@ from torch import multiprocessing
 from transformers import AutoModel, AutoProcessor, pipeline
 
 from modeling_xacle.cli import main
-from modeling_xacle.conversion import convert_tmu
+from modeling_xacle.conversion_tmu import convert_tmu
 
 PARITY = Path(__file__).parent / "fixtures" / "parity"
 EXPECTED = json.loads((PARITY / "expected.json").read_text())

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from conftest import PARITY
 from scipy.stats import spearmanr
 from transformers import AutoConfig, AutoModel, pipeline
 
+from modeling_xacle import training
 from modeling_xacle.calibration import (
     ScoreCalibration,
     calibrate_model,
@@ -187,6 +189,16 @@ def test_a_models_scores_become_the_calibrated_ones(applied, model_folder, tmp_p
     weights = [AutoModel.from_pretrained(folder).state_dict() for folder in (model_folder, tmp_path / "end")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert AutoConfig.from_pretrained(tmp_path / "end").apply_calibration
+
+
+def test_what_a_stage_fits_is_applied_even_if_its_start_said_otherwise(model, caplog):
+    model.config.apply_calibration = False
+    labels = np.array([-0.5, 0.0, 0.5])
+    found = SimpleNamespace(predictions=2 * labels + 1, label_ids=labels)
+    training.calibrate(SimpleNamespace(model=model, eval_dataset=None, predict=lambda rows: found))
+    assert model.config.apply_calibration
+    np.testing.assert_allclose(model.config.logits_to_scores(found.predictions), [2.5, 5, 7.5])
+    assert "the fitted calibration is applied" in caplog.text
 
 
 def test_models_that_cannot_be_calibrated(model_folder, tmp_path):

@@ -9,7 +9,7 @@ from huggingface_hub import DatasetCard, ModelCard
 from modeling_xacle import XacleConfig, cards
 from modeling_xacle.data import dataset_licence, make_dataset, save_dataset
 from modeling_xacle.metrics import bootstrap_intervals
-from modeling_xacle.provenance import licence_of, made_from, read_card
+from modeling_xacle.provenance import UNNAMED, dataset_name, licence_of, made_from, read_card
 from modeling_xacle.recipes import StageArguments
 
 METRICS = {"eval_srcc": 0.51234, "eval_mse": 3.0, "eval_runtime": 7.0}
@@ -72,6 +72,32 @@ def test_a_dataset_tells_its_licence(tmp_path):
     assert dataset_licence(tmp_path / "data") == "mit"
     save_dataset({"train": make_dataset(rows)}, tmp_path / "data")
     assert dataset_licence(tmp_path / "data") is dataset_licence("user/data") is None
+    assert (dataset_name(tmp_path / "data"), dataset_name("user/data")) == ("Sound-caption pairs", "user/data")
+
+
+@pytest.mark.parametrize(
+    ("card", "name"),
+    [
+        ("# Synthetic rated pairs\n\n# More\n", "Synthetic rated pairs"),
+        ("---\npretty_name: Rain\n---\n# Title\n", "Rain"),
+        ("No title.\n", UNNAMED),
+        (None, UNNAMED),
+    ],
+)
+def test_a_dataset_is_named_by_its_card_and_not_by_its_folder(card, name, tmp_path):
+    folder = tmp_path / "xacle"
+    folder.mkdir()
+    if card is not None:
+        (folder / "README.md").write_text(card)
+    assert dataset_name(folder) == name
+    data = cards.card_metadata("m", stage_of(3, model="stage2", data=str(folder)), XacleConfig(), METRICS, INTERVALS)
+    assert {result.dataset_name for result in data.eval_results} == {name}
+    assert "xacle" not in {result.dataset_type for result in data.eval_results}
+
+
+def test_the_bundled_models_metrics_are_said_to_be_of_synthetic_data(xacle):
+    lines = [line for line in xacle("info").splitlines() if "SRCC" in line]
+    assert lines == ["SRCC: 0.7657 (95 %: 0.7217 to 0.8007) on Synthetic rated pairs, validation"]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Every tensor accounted for; nothing executed from a pickle; complete folders."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,11 +11,12 @@ import pytest
 import torch
 from conftest import PARITY
 from huggingface_hub import ModelCard
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from modeling_xacle import BeatsConfig, XacleModel
 from modeling_xacle.building import build_model, init_model
-from modeling_xacle.conversion import ConversionError, convert_beats, convert_tmu, read_beats
+from modeling_xacle.conversion import ConversionError, convert_beats, read_beats
+from modeling_xacle.conversion_tmu import convert_tmu, tmu_audio_config
 
 LLM = str(PARITY / "llm")
 BEATS = PARITY / "beats.pt"
@@ -92,9 +95,69 @@ def test_a_language_model_of_another_size_is_refused(tmp_path):
         convert_tmu(source, tmp_path / "out", llm=LLM, beats=BEATS)
 
 
-def test_a_file_names_no_language_model(tmp_path):
+def test_a_lone_file_names_no_language_model(tmp_path):
+    shutil.copy(PARITY / "model_container.pt", tmp_path)
     with pytest.raises(ConversionError, match=r"give it with --llm \(published: Qwen/Qwen2.5-0.5B-Instruct\)"):
-        convert_tmu(PARITY / "model_container.pt", tmp_path / "out", beats=BEATS)
+        convert_tmu(tmp_path / "model_container.pt", tmp_path / "out", beats=BEATS)
+
+
+@pytest.fixture
+def published(tmp_path):
+    """Puts the parity checkpoint, its language model and a config.json with these fields into a folder."""
+
+    def write(**settings):
+        folder = tmp_path / "published"
+        shutil.copytree(PARITY / "llm", folder / "parts" / "llm")
+        shutil.copy(PARITY / "model.pt", folder)
+        (folder / "config.json").write_text(json.dumps(settings))
+        return folder
+
+    return write
+
+
+@pytest.mark.parametrize("source", ["", "model.pt"])
+def test_the_config_beside_the_weights_is_read(source, published, tmp_path, caplog):
+    folder = published(llm_model_name="parts/llm", num_audio_tokens=50, training_stage=2)
+    config = convert_tmu(folder / source, tmp_path / "out", beats=BEATS).config
+    assert (config.num_audio_tokens, config.training_stage, config.text_config._name_or_path) == (50, 2, "llm")
+    assert AutoProcessor.from_pretrained(tmp_path / "out").num_audio_tokens == 50
+    assert not caplog.records
+    for option in ({"audio_tokens": 100}, {"training_stage": 3}):
+        [name] = option
+        with pytest.raises(ConversionError, match=rf"--{name.replace('_', '-')} {option[name]}, but config.json says"):
+            convert_tmu(folder / source, tmp_path / "other", beats=BEATS, **option)
+    again = convert_tmu(folder / source, tmp_path / "again", beats=BEATS, audio_tokens=50, training_stage=2).config
+    assert (again.num_audio_tokens, again.training_stage) == (50, 2)
+
+
+def test_what_no_file_tells_comes_from_the_options_or_is_said_to_be_assumed(published, tmp_path, xacle, caplog):
+    folder = published()
+    parts = ["--llm", LLM, "--beats", BEATS]
+    xacle("convert", "tmu", folder, *parts, "-o", tmp_path / "told", "--audio-tokens", 50, "--training-stage", 1)
+    assert not caplog.records
+    config = AutoConfig.from_pretrained(tmp_path / "told")
+    assert (config.num_audio_tokens, config.training_stage) == (50, 1)
+    (folder / "config.json").unlink()
+    xacle("convert", "tmu", folder / "model.pt", *parts, "-o", tmp_path / "assumed")
+    config = AutoConfig.from_pretrained(tmp_path / "assumed")
+    assert (config.num_audio_tokens, config.training_stage) == (100, 3)
+    assert "num_audio_tokens: 100 is assumed" in caplog.text and "training_stage: 3 is assumed" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "not a JSON object"), ("[1]", "not a JSON object"), ('{"num_audio_tokens": "50"}', "must be whole numbers")],
+)
+def test_a_broken_config_beside_the_weights_is_refused(content, message, published, tmp_path):
+    folder = published()
+    (folder / "config.json").write_text(content)
+    with pytest.raises(ConversionError, match=rf"config\.json: .*{message}"):
+        convert_tmu(folder, tmp_path / "out", llm=LLM, beats=BEATS)
+
+
+def test_the_source_of_a_fine_tuned_encoder_is_named():
+    names = [tmu_audio_config(None, is_finetuned)._name_or_path for is_finetuned in (False, True)]
+    assert names == ["BEATs_iter3_plus_AS2M.pt", "BEATs_iter3_plus_AS2M_finetuned.pt"]
 
 
 def test_a_folder_without_a_checkpoint(tmp_path):

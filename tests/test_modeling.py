@@ -97,7 +97,7 @@ def test_missing_parts_are_initialised(model, tmp_path):
     assert {name.split(".")[0] for name in info["missing_keys"]} == {"score_head"}
     for module in again.score_head.layers:
         if isinstance(module, torch.nn.Linear):
-            bound = 1 / math.sqrt(module.in_features)
+            bound = math.sqrt(6 / (module.in_features + module.out_features))
             assert 0.8 * bound < module.weight.abs().max() <= bound
             assert not module.bias.any()
 

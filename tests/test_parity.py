@@ -1,12 +1,16 @@
 """The published checkpoint, exactly: every container gives the published code's batch-size-1 scores and features."""
 
+import json
+
 import numpy as np
 import pytest
+import soundfile
 import torch
 from conftest import EXPECTED, PARITY
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification, pipeline
 
-from modeling_xacle.conversion import convert_beats, convert_tmu
+from modeling_xacle.conversion import convert_beats
+from modeling_xacle.conversion_tmu import convert_tmu
 
 CLIPS = ["b_16k_3s.wav", "c_44k_stereo_12s.wav"]
 
@@ -17,13 +21,31 @@ def features():
         return {name: torch.from_numpy(file[name]) for name in file.files}
 
 
-@pytest.mark.parametrize("source", ["", "model.pt", "model_container.pt", "model_lightning.ckpt"])
-def test_scores_of_every_container(source, tmp_path):
-    convert_tmu(PARITY / source, tmp_path / "model", llm=str(PARITY / "llm"), beats=PARITY / "beats.pt")
-    align = pipeline("audio-text-alignment", model=str(tmp_path / "model"), device="cpu")
+def assert_parity(folder):
+    """The published code's scores of all pairs."""
+    align = pipeline("audio-text-alignment", model=str(folder), device="cpu")
     pairs = [{"audio": PARITY / "wav" / pair["wav"], "text": pair["text"]} for pair in EXPECTED["pairs"]]
     scores = [result["score"] for result in align(pairs)]
     torch.testing.assert_close(scores, [pair["score_0_10"] for pair in EXPECTED["pairs"]], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("source", ["", "model.pt", "model_container.pt", "model_lightning.ckpt"])
+def test_scores_of_every_container(source, tmp_path):
+    convert_tmu(PARITY / source, tmp_path / "model", llm=str(PARITY / "llm"), beats=PARITY / "beats.pt")
+    assert_parity(tmp_path / "model")
+
+
+def test_scores_with_a_fine_tuned_encoder(tmp_path, caplog):
+    """The published commands take the fine-tuned BEATs file, whose class predictor is then in `model.pt` too."""
+    state = torch.load(PARITY / "model.pt", weights_only=True)
+    predictor = torch.load(PARITY / "beats_finetuned.pt", weights_only=True)["model"]
+    for name in ("predictor.weight", "predictor.bias"):
+        state[f"llm_wrapper.audio_encoder.model.{name}"] = predictor[name]
+    torch.save(state, tmp_path / "model.pt")
+    (tmp_path / "config.json").write_bytes((PARITY / "config.json").read_bytes())
+    convert_tmu(tmp_path, tmp_path / "converted", llm=str(PARITY / "llm"), beats=PARITY / "beats_finetuned.pt")
+    assert "its encoder was fine-tuned; the class predictor is left out" in caplog.text
+    assert_parity(tmp_path / "converted")
 
 
 def test_logits_are_the_raw_head_output(model, processor):
@@ -55,6 +77,20 @@ def test_fine_tuned_beats_classifies(clip, tmp_path, features):
     output = model(**extractor(PARITY / "wav" / clip))
     torch.testing.assert_close(output.probabilities[0], features[f"{clip}|probs"], atol=1e-5, rtol=0)
     assert model.config.id2label[3] == "/m/003"
+
+
+def test_the_audio_classification_pipeline_gives_independent_probabilities(tmp_path, features):
+    clip = CLIPS[0]
+    convert_beats(PARITY / "beats_finetuned.pt", tmp_path / "beats")
+    settings = json.loads((tmp_path / "beats" / "config.json").read_text())
+    settings.pop("problem_type", None)  # as in a folder of an earlier version
+    (tmp_path / "beats" / "config.json").write_text(json.dumps(settings))
+    classify = pipeline("audio-classification", model=str(tmp_path / "beats"), device="cpu", top_k=None)
+    waveform, _ = soundfile.read(PARITY / "wav" / clip, dtype="float32")
+    found = {result["label"]: result["score"] for result in classify(waveform)}
+    expected = features[f"{clip}|probs"]
+    found = torch.tensor([found[classify.model.config.id2label[index]] for index in range(len(expected))])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
 @torch.no_grad()

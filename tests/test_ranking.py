@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ from PIL import Image
 from test_clap import save_teacher
 
 from modeling_xacle import ranking
+from modeling_xacle.data import read_table
 from modeling_xacle.ranking import draw_heat_map, list_audio, rank_pairs, read_texts, score_matrix
 from modeling_xacle.scoring import load_scorer
+from modeling_xacle.tables import TABLE_SUFFIXES
 
 CLIPS = [str(PARITY / "wav" / name) for name in ("b_16k_3s.wav", "e_8k_4s.flac", "c_44k_stereo_12s.wav")]
 TEXTS = ["A dog barks", "beep", "Rain on a tin roof, and then thunder"]
@@ -157,6 +160,24 @@ def test_matrix_command(model_folder, align, tmp_path, xacle):
     assert xacle("matrix", *CLIPS, *common).replace("\r", "") == output.read_text()
     printed = json.loads(xacle("matrix", "--audio-dir", PARITY / "wav", *common, "--json"))
     assert np.shape(printed["scores"]) == (len(printed["audio"]), len(printed["text"])) == (5, 3)
+
+
+@pytest.mark.parametrize("suffix", TABLE_SUFFIXES)
+def test_a_matrix_is_written_in_the_format_that_its_suffix_names(suffix, tmp_path, xacle):
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
+    output = tmp_path / f"matrix{suffix}"
+    xacle("matrix", *CLIPS[:2], "--texts", tmp_path / "texts.txt", "--device", "cpu", "-o", output)
+    columns, rows = read_table(output)
+    rows = [row for _, row in rows]
+    assert columns == ["audio", *TEXTS] and [row["audio"] for row in rows] == CLIPS[:2]
+    assert all(math.isfinite(float(row[text])) for row in rows for text in TEXTS)
+
+
+def test_a_caption_with_the_name_of_the_first_column_is_refused_in_a_table_only(tmp_path, xacle):
+    (tmp_path / "texts.txt").write_text("audio\nrain")
+    arguments = ["matrix", CLIPS[0], "--texts", tmp_path / "texts.txt", "--device", "cpu"]
+    assert "the name of the table's first column" in xacle(*arguments, expect=1)
+    assert json.loads(xacle(*arguments, "--json"))["text"] == ["audio", "rain"]
 
 
 @pytest.mark.parametrize(
