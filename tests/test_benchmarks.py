@@ -397,7 +397,7 @@ def run_front_end(folder, *more):
 
 
 def test_a_run_goes_on_and_leaves_other_sections_and_other_processors(speed, smoke, tmp_path, monkeypatch):
-    file = shutil.copy(smoke[0], tmp_path)
+    file = Path(shutil.copy(smoke[0], tmp_path))
     before = json.loads(file.read_text())
     assert "front end" not in run_front_end(tmp_path)  # nothing is measured again
     assert json.loads(file.read_text())["fp32"]["sections"] == before["fp32"]["sections"]

@@ -137,8 +137,11 @@ def test_a_training_step_in_bf16_moves_what_is_trained_and_nothing_else(stage, d
     settings |= {"max_steps": 1, "per_device_train_batch_size": 8, "report_to": "none", "use_cpu": not ON_GPU}
     settings |= {"dataloader_num_workers": 0, "learning_rate": 1e-3}
     run_stage.main([str(part) for name, value in settings.items() for part in (f"--{name}", value)])
-    before, after = (load_file(Path(path) / "model.safetensors") for path in (model_folder, tmp_path / "out"))
-    moved = {name.removeprefix("model.").split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    before, after = (
+        {name.removeprefix("model."): tensor for name, tensor in load_file(Path(path) / "model.safetensors").items()}
+        for path in (model_folder, tmp_path / "out")
+    )
+    moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert moved == {"projector", "language_model" if stage == 1 else "score_head"}
     assert all(tensor.isfinite().all() for tensor in after.values())
     assert {tensor.dtype for tensor in after.values()} == {torch.float32}
