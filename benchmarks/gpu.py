@@ -13,6 +13,7 @@ with its page and picture, and the table of all processors is made anew. No netw
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from gpu_steps import STEPS, Settings
-from machines import code_digest, describe, file_stem
+from machines import ROOT, code_digest, describe, file_stem
 from run import DTYPES, RESULTS, Device
 from speed_report import update_documents, write_pages
 
@@ -57,8 +58,12 @@ def run_step(name: str, file: Path, settings: Settings) -> None:
 def run_apart(name: str, output: Path, settings: Settings) -> bool:
     """Run a step in a process of its own, which may take nine minutes; returns whether it succeeded."""
     command = [sys.executable, __file__, str(output), "--step", name, "--device", settings.device]
+    command += ["--smoke"] * settings.small
+    environment = {"PYTHONPATH": str(ROOT), **os.environ}
+    if name != "fsdp" and settings.device == "cuda":
+        environment["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     try:
-        code = subprocess.run([*command, *["--smoke"] * settings.small], timeout=LIMIT_SECONDS, check=False).returncode
+        code = subprocess.run(command, env=environment, timeout=LIMIT_SECONDS, check=False).returncode
     except subprocess.TimeoutExpired:
         typer.echo(f"{name}: it took longer than {LIMIT_SECONDS // 60} minutes and was stopped.", err=True)
         return False

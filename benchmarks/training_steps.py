@@ -37,6 +37,7 @@ class TrainingSteps:
         self.weights = [weight for weight in model.parameters() if weight.requires_grad]
         with tempfile.TemporaryDirectory() as folder:
             stage_arguments, args = parse_arguments(self.arguments(folder))
+            args._n_gpu = 1  # one process, one GPU, as `run_stage.py` has it
             trainer = CaptionTrainer if stage == 1 else PairTrainer
             self.trainer = trainer(stage_arguments, model=model, args=args, processing_class=bench.processor)
             self.model, _ = self.trainer._prepare_for_training(STEPS, [], None)
