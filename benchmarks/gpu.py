@@ -25,13 +25,14 @@ import torch
 import typer
 from gpu_steps import STEPS, Settings
 from machines import ROOT, code_digest, describe, file_stem
+from run import CODE as MEASURING_CODE
 from run import DTYPES, RESULTS, Device
 from speed_report import update_documents, write_pages
 
 from modeling_xacle.data import write_json
 
-CODE = ("modeling_xacle/**/*.py", "benchmarks/*.py", "dataset_scripts/synthesis_*.py", "run_stage.py")
-CODE += ("accelerate_configs/*.yaml", "tests/test_gpu.py", "tests/conftest.py")
+CODE = (*MEASURING_CODE, "benchmarks/gpu_steps.py", "dataset_scripts/synthesis_*.py", "run_stage.py")
+CODE += ("accelerate_configs/fsdp2.yaml", "tests/test_gpu.py", "tests/conftest.py")
 LIMIT_SECONDS = 9 * 60
 NO_GPU = "No GPU that PyTorch can use: `python benchmarks/gpu.py OUT --device cpu --smoke` tries the steps on the CPU."
 Step = StrEnum("Step", [*STEPS])

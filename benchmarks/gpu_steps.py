@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
+import yaml
 from cases import SECTIONS
 from measuring import REPETITIONS
 from run import DTYPES, measure
@@ -216,15 +217,18 @@ def score_rows(model: Path, folder: Path, device: str) -> torch.Tensor:
 
 def fsdp(settings: Settings) -> dict[str, Any]:
     """
-    Stage 3 sharded over the GPUs there are (accelerate_configs/fsdp2.yaml; on a CPU cpu_2_processes.yaml), beside the
-    same run on one: losses, and how far scores differ.
+    Stage 3 sharded over the GPUs there are (accelerate_configs/fsdp2.yaml), or in one process on a CPU, beside the same
+    run unsharded: losses, and how far scores differ.
     """
     gpus = torch.cuda.device_count() if settings.device == "cuda" else 1
-    config = "fsdp2.yaml" if settings.device == "cuda" else "cpu_2_processes.yaml"
+    config = {**yaml.safe_load((ROOT / "accelerate_configs" / "fsdp2.yaml").read_text()), "num_processes": gpus}
+    if settings.device == "cpu":
+        config |= {"use_cpu": True, "mixed_precision": "no"}
     with dataset(settings) as folder:
+        (folder / "fsdp2.yaml").write_text(yaml.safe_dump(config))
         sharded = stage_arguments(settings, 3, DEFAULT_MODEL, folder, "sharded")
-        launch = ["-m", "accelerate.commands.launch", "--config_file", f"accelerate_configs/{config}"]
-        launch += ["--num_processes", str(gpus), "--main_process_port", "0", "run_stage.py"]
+        launch = ["-m", "accelerate.commands.launch", "--config_file", str(folder / "fsdp2.yaml")]
+        launch += ["--main_process_port", "0", "run_stage.py"]
         batch = sharded.index("--per_device_train_batch_size") + 1
         sharded[batch] = str(max(1, int(sharded[batch]) // gpus))
         run_command([sys.executable, *launch, *sharded])

@@ -158,7 +158,9 @@ def summary_row(results: dict[str, Any]) -> dict[str, str]:
         "pair, batch 8": seconds[0],
         "published design": seconds[1],
         "ratio": f"**{pair['ratio']:.2f}**" if pair else "",
-        "of the limit": f"{pair['of the limit']:.0%}" if pair else "",
+        "of the limit": f"{'at most ' * results.get('limit too long', False)}{pair['of the limit']:.0%}"
+        if pair
+        else "",
         **{
             name: f"{rows[case]['ratio']:.2f}" if "ratio" in rows.get(case, {}) else "" for name, case in RATIOS.items()
         },
