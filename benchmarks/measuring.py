@@ -1,19 +1,13 @@
-"""How the benchmarks measure: times of rivals in turn, peak memory, and what the machine can do."""
+"""How the benchmarks measure: times of rivals in turn, peak memory, and how fast memory is read."""
 
 import ctypes
-import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from operations import Product
-from torch.nn import functional
-
-from modeling_xacle.modeling_fast import linear
 
 # A case ends when its rivals ran so often, or for so long.
 REPETITIONS = 5
@@ -57,95 +51,34 @@ def peak_memory(function: Callable[[], Any], device: torch.device) -> int:
 
 
 def compare(
-    rivals: Mapping[str, Callable[[], Any]], device: torch.device, repetitions: int = REPETITIONS
+    rivals: Mapping[str, Callable[[], Any]], device: torch.device, repetitions: int = REPETITIONS, calls: int = 1
 ) -> dict[str, dict[str, Any]]:
     """
     Run rivals in turn, so that what disturbs one disturbs the others, for `SECONDS` or the given number of times.
 
+    Args:
+        calls (`int`): Calls of a rival in its turn, of which the last is timed: the first after another's has to ask
+            the system for memory anew, which in a training run only its first step does.
+
     Returns:
         Of each, the median `seconds` of how many `runs`, the shortest (`fastest`), and `peak_memory` in bytes of a run
-        before these, whose time counts only where there was none left for others.
+        before these. There is one turn at least.
     """
-    started = time.perf_counter()
-    memory, first = {}, {}
-    for name, function in rivals.items():
-        begun = time.perf_counter()
-        memory[name] = peak_memory(function, device)
-        first[name] = time.perf_counter() - begun
+    memory = {name: peak_memory(function, device) for name, function in rivals.items()}
     times: dict[str, list[float]] = {name: [] for name in rivals}
-    for _ in range(repetitions):
-        if time.perf_counter() - started > SECONDS:
+    started = time.perf_counter()
+    for turn in range(repetitions):
+        if turn and time.perf_counter() - started > SECONDS:
             break
         for name, function in rivals.items():
-            times[name].append(seconds_of(function, device))
-    found = {}
-    for name, runs in times.items():
-        runs = runs or [first[name]]
-        found[name] = {"seconds": median(runs), "fastest": min(runs), "runs": len(runs), "peak_memory": memory[name]}
-    return found
-
-
-def products_alone(
-    products: Sequence[Product], device: torch.device, dtype: torch.dtype
-) -> tuple[Callable[[], None], float]:
-    """
-    The arithmetic of a pass and nothing else: a call of all its linear layers, on numbers that are there already, and
-    how many times the operations of these all operations are.
-    """
-    layers = [product for product in products if product.kind == "linear"]
-
-    @cache  # made in the first call, so that they do not count as memory of the rivals before
-    def operand(rows: int, columns: int) -> torch.Tensor:
-        """Numbers `(rows, columns)`."""
-        return torch.randn(rows, columns, device=device, dtype=dtype)
-
-    @torch.no_grad()
-    def run() -> None:
-        """All products, once each time the model has them."""
-        for layer in layers:
-            for _ in range(layer.times):
-                linear(operand(layer.rows, layer.inner), operand(layer.columns, layer.inner))
-
-    return run, sum(product.operations for product in products) / sum(layer.operations for layer in layers)
-
-
-def product_rates(
-    products: Sequence[Product], device: torch.device, dtype: torch.dtype, repetitions: int
-) -> dict[str, float]:
-    """
-    Operations a second of a model's linear layers, each of its shapes alone and in the numbers in which the model has
-    them: as this project computes them (`ours`), and as PyTorch does by default (`default`).
-    """
-    operations, seconds = 0, {"ours": 0.0, "default": 0.0}
-    for product in {product: None for product in products if product.kind == "linear"}:
-        inputs = torch.randn(product.rows, product.inner, device=device, dtype=dtype)
-        weight = torch.randn(product.columns, product.inner, device=device, dtype=dtype)
-        rivals = {"ours": linear, "default": functional.linear}
-        with torch.no_grad():
-            found = compare(
-                {name: lambda f=f, x=inputs, w=weight: f(x, w) for name, f in rivals.items()}, device, repetitions
-            )
-        operations += product.operations
-        for name, entry in found.items():
-            seconds[name] += product.times * entry["seconds"]
-    return {name: operations / total for name, total in seconds.items()}
+            times[name].append([seconds_of(function, device) for _ in range(calls)][-1])
+    return {
+        name: {"seconds": median(runs), "fastest": min(runs), "runs": len(runs), "peak_memory": memory[name]}
+        for name, runs in times.items()
+    }
 
 
 def read_bandwidth(device: torch.device, num_bytes: int = BANDWIDTH_BYTES, repetitions: int = REPETITIONS) -> float:
     """Bytes a second at which memory is read."""
     values = torch.ones(num_bytes // 4, device=device)
     return num_bytes / compare({"sum": values.sum}, device, repetitions)["sum"]["seconds"]
-
-
-def cpu_name() -> str:
-    """Of this machine's processor, as the system tells it."""
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def device_name(device: torch.device) -> str:
-    """What a table is to call a device."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{torch.get_num_threads()} threads of {cpu_name()}, {torch.backends.cpu.get_cpu_capability()}"

@@ -8,33 +8,23 @@ weight from direction and norm at each pass. Captions are padded between text an
 an end-of-sequence token follows `[SCORE]`. Each caption has its clip encoded, in training at every step.
 """
 
+import copy
 import math
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from unittest.mock import patch
+from pathlib import Path
 
 import torch
 from torch.nn import functional
 from torchaudio.compliance import kaldi
+from transformers import AutoModel
 
 from modeling_xacle.feature_extraction_xacle import WAVEFORM_SCALE, XacleFeatureExtractor
 from modeling_xacle.modeling_beats import BeatsAttention, BeatsLayer, BeatsModel
 from modeling_xacle.modeling_captioning import XacleForConditionalGeneration
-from modeling_xacle.modeling_fast import FAST_FORMS
-from modeling_xacle.modeling_xacle import XacleModel
+from modeling_xacle.modeling_xacle import XacleModel, XacleProjector, XacleScoreHead
 from modeling_xacle.processing_xacle import IGNORED
 
 # Logits are made this much smaller before their maximum is taken away, and larger again afterwards.
 LOGIT_SHRINKAGE = 32.0
-
-
-@contextmanager
-def plain_products() -> Iterator[None]:
-    """All layers compute as PyTorch and Transformers do by default."""
-    with ExitStack() as stack:
-        for plain, fast in FAST_FORMS.items():
-            stack.enter_context(patch.object(fast, "forward", plain.forward))
-        yield
 
 
 def log_mel(extractor: XacleFeatureExtractor, waveforms: torch.Tensor) -> torch.Tensor:
@@ -108,13 +98,12 @@ def convolve(tower: BeatsModel, hidden_states: torch.Tensor) -> torch.Tensor:
 def audio_features(model: XacleModel, input_features: torch.Tensor) -> torch.Tensor:
     """Pooled features `(batch_size, num_audio_tokens, audio_hidden_size)` of spectrograms `(batch_size, T, F)`."""
     tower = model.audio_tower
-    with plain_products():
-        tokens = tower.patch_embedding(input_features[:, None]).flatten(2).transpose(1, 2)
-        hidden_states = tower.patch_projection(tower.patch_layer_norm(tokens))
-        hidden_states = tower.layer_norm(hidden_states + convolve(tower, hidden_states))
-        bias = position_bias(tower, *hidden_states.shape[:2])
-        for layer in tower.layers:
-            hidden_states = encoder_layer(layer, hidden_states, bias)
+    tokens = tower.patch_embedding(input_features[:, None]).flatten(2).transpose(1, 2)
+    hidden_states = tower.patch_projection(tower.patch_layer_norm(tokens))
+    hidden_states = tower.layer_norm(hidden_states + convolve(tower, hidden_states))
+    bias = position_bias(tower, *hidden_states.shape[:2])
+    for layer in tower.layers:
+        hidden_states = encoder_layer(layer, hidden_states, bias)
     return functional.adaptive_avg_pool1d(hidden_states.transpose(1, 2), model.config.num_audio_tokens).transpose(1, 2)
 
 
@@ -133,22 +122,56 @@ def score(model: XacleModel, captions: list[list[int]], features: torch.Tensor) 
     embed = model.get_input_embeddings()
     ids = (config.audio_start_token_id, config.audio_end_token_id, config.score_token_id, end)
     start, audio_end, score_token, last = (embed(torch.full((len(captions), 1), token, device=device)) for token in ids)
-    with plain_products():
-        embeddings = [embed(text), start, model.projector(features), audio_end, score_token, last]  # each (B, ., H)
-        states = model.language_model(
-            inputs_embeds=torch.cat(embeddings, dim=1), attention_mask=mask, use_cache=False
-        ).last_hidden_state
-        return model.score_head(states[:, -2])
+    embeddings = [embed(text), start, model.projector(features), audio_end, score_token, last]  # each (B, ., H)
+    states = model.language_model(
+        inputs_embeds=torch.cat(embeddings, dim=1), attention_mask=mask, use_cache=False
+    ).last_hidden_state
+    return model.score_head(states[:, -2])
 
 
 def caption_loss(
     model: XacleForConditionalGeneration, input_ids: torch.Tensor, labels: torch.Tensor, features: torch.Tensor
 ) -> torch.Tensor:
-    """Cross entropy of the captions `(batch_size, sequence_length)` after the sound, as a step of stage 1 needs it."""
-    with plain_products():
-        inputs_embeds = model.model.embed(input_ids, features)
-        states = model.model.language_model(
-            inputs_embeds=inputs_embeds, attention_mask=torch.ones_like(input_ids), use_cache=False
-        ).last_hidden_state
-        logits = model.model.lm_head(states)[:, :-1]
+    """
+    Cross entropy of the captions `(batch_size, sequence_length)` after the sound, as a step of stage 1 needs it. This
+    is our own plain form: the published code has none, its stage 1 was not released.
+    """
+    inputs_embeds = model.model.embed(input_ids, features)
+    states = model.model.language_model(
+        inputs_embeds=inputs_embeds, attention_mask=torch.ones_like(input_ids), use_cache=False
+    ).last_hidden_state
+    logits = model.model.lm_head(states)[:, :-1]
     return functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
+
+
+PUBLISHED_VOCABULARY = 151_936  # rows of the language model's own embedding, before it is cut to the tokens in use
+
+
+def save_parts(model: XacleModel, folder: Path) -> None:
+    """Write what the published code loads: the encoder's file, the language model's folder, the whole model's file."""
+    torch.save(model.audio_tower.state_dict(), folder / "beats.pt")
+    torch.save(model.state_dict(), folder / "model.pt")
+    language_model = copy.deepcopy(model.language_model)
+    language_model.resize_token_embeddings(max(PUBLISHED_VOCABULARY, model.config.text_config.vocab_size))
+    language_model.save_pretrained(folder / "llm")
+
+
+def load(model: XacleModel, folder: Path) -> XacleModel:
+    """
+    A model as the published code loads one: each part is built by itself, the encoder and the language model from their
+    pretrained files, projector and head with random weights; then all weights are replaced by those of one file.
+
+    Args:
+        model (`XacleModel`): Of the same config.
+        folder (`Path`): With what [`save_parts`] wrote.
+    """
+    config = model.config
+    with torch.device("meta"):
+        loaded = XacleModel(config)
+    loaded.audio_tower = BeatsModel(config.audio_config)
+    loaded.audio_tower.load_state_dict(torch.load(folder / "beats.pt", weights_only=True))
+    loaded.language_model = AutoModel.from_pretrained(folder / "llm", dtype=torch.float32)
+    loaded.language_model.resize_token_embeddings(config.text_config.vocab_size)
+    loaded.projector, loaded.score_head = XacleProjector(config), XacleScoreHead(config)
+    loaded.load_state_dict(torch.load(folder / "model.pt", map_location=model.device, weights_only=True))
+    return loaded.to(model.device).eval()

@@ -6,51 +6,43 @@ What a user pays: time and memory of each part at published size, with random we
     python benchmarks/run.py --only encoder --only pair
     python benchmarks/run.py --smoke -o /tmp/smoke
 
-measures on the CPU in fp32 and, where there is a GPU, there in fp32 and bf16. It writes speed.json, speed.md and
-speed.png; sections that are not measured stay as they were.
+measures on the CPU in fp32, and in bf16 where it has instructions for that; with `--device cuda` on a GPU, in both.
+Each processor has a file of its own in results/speed, with a page and a picture; the tables of README.md and
+benchmarks/README.md list them all. What was measured with this very code is not measured again, so that a run that was
+interrupted goes on; `--again` measures it anew.
 """
 
 import json
+from collections.abc import Callable, Iterator
 from enum import StrEnum
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
-from cases import SECTIONS, STEP_PAIRS, Case
-from measuring import (
-    BANDWIDTH_BYTES,
-    REPETITIONS,
-    compare,
-    device_name,
-    product_rates,
-    products_alone,
-    read_bandwidth,
-)
-from operations import encoder_products, language_model_products, projector_products, total, weight_bytes
+from cases import OWN_FP32, SECTIONS, STEP_PAIRS, Case
+from limits import Place, products_alone, rates
+from machines import code_digest, describe, file_stem
+from measuring import BANDWIDTH_BYTES, REPETITIONS, compare, read_bandwidth
+from operations import Product, encoder_products, language_model_products, projector_products, total, weight_bytes
 from scale import measure_tables
-from speed_report import as_markdown, draw_speed
-from workbench import Workbench
+from speed_report import machine_page, update_documents, write_pages
+from workbench import Workbench, forms_of_layers
 
-from modeling_xacle.figures import figure_bytes
+from modeling_xacle.data import write_json
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parent / "results" / "speed"
+# What decides about a figure.
+MEASURING = ("cases", "limits", "measuring", "operations", "reference", "training_steps", "workbench")
+CODE = ("modeling_xacle/**/*.py", *(f"benchmarks/{name}.py" for name in MEASURING))
 # Our scores and the reference's, one pair at a time in fp32, on the 0-10 scale.
 AGREEMENT = 1e-4
 Section = StrEnum("Section", [*SECTIONS, "scale"])
-
-
-def targets() -> list[tuple[torch.device, torch.dtype]]:
-    """Devices and dtypes to measure."""
-    found = [(torch.device("cpu"), torch.float32)]
-    if torch.cuda.is_available():
-        found += [(torch.device("cuda"), dtype) for dtype in (torch.float32, torch.bfloat16)]
-    return found
-
-
-def column(device: torch.device, dtype: torch.dtype) -> str:
-    """Name of a device and dtype in the results."""
-    return f"{device.type} {'bf16' if dtype == torch.bfloat16 else 'fp32'}"
+Device = StrEnum("Device", ["cpu", "cuda"])
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# What is measured on a device; bf16 on CPUs is a section of its own.
+COLUMNS = {"cpu": ("fp32",), "cuda": ("fp32", "bf16")}
 
 
 def check_agreement(bench: Workbench) -> float:
@@ -62,87 +54,127 @@ def check_agreement(bench: Workbench) -> float:
     """
     differences = []
     for index, caption in enumerate(bench.captions(2)):
-        waveform = bench.waveforms(2)[index : index + 1]
-        ours, plain = (score(waveform, [caption]).item() for score in (bench.scores, bench.reference_scores))
-        differences.append(abs(ours - plain))
+        pair = bench.waveforms(2)[index : index + 1], [caption]
+        ours, plain = in_form(True, bench, bench.scores), in_form(False, bench, bench.reference_scores)
+        differences.append(abs(ours(*pair).item() - plain(*pair).item()))
     if bench.dtype == torch.float32 and max(differences) > AGREEMENT:
         raise ValueError(f"Scores differ from the reference's by {max(differences):g}.")
     return max(differences)
 
 
-def machine(bench: Workbench, repetitions: int) -> dict[str, Any]:
-    """What the device can do: operations a second in the model's own matrix products, bytes a second read."""
+def model_products(bench: Workbench) -> list[Product]:
+    """The model's own matrix products at batch 8."""
     length = bench.config.num_audio_tokens + 18
-    products = [
+    return [
         *encoder_products(bench.config, STEP_PAIRS, bench.num_frames),
         *projector_products(bench.config, STEP_PAIRS),
         *language_model_products(bench.config, STEP_PAIRS, length),
     ]
-    rates = product_rates(products, bench.device, bench.dtype, repetitions)
+
+
+def measure_capacity(bench: Workbench) -> dict[str, Any]:
+    """What the device can do: operations a second in the model's own matrix products, bytes a second read."""
     num_bytes = BANDWIDTH_BYTES // (2**10 if bench.small else 1)
     return {
-        "name": device_name(bench.device),
-        "rate": rates["ours"],
-        "default rate": rates["default"],
-        "bandwidth": read_bandwidth(bench.device, num_bytes, repetitions),
+        "rates": rates(model_products(bench), Place(bench.device, bench.dtype)),
+        "bandwidth": read_bandwidth(bench.device, num_bytes),
         "score difference": check_agreement(bench),
     }
 
 
+def in_form(fast: bool, bench: Workbench, call: Callable[..., Any]) -> Callable[..., Any]:
+    """A call during which layers compute as ours do, or as the published system's."""
+
+    @wraps(getattr(call, "func", call))
+    def within(*arguments: Any) -> Any:
+        with forms_of_layers(fast, bench.captioner):
+            return call(*arguments)
+
+    return within
+
+
 def measure_case(case: Case, bench: Workbench, repetitions: int) -> list[dict[str, Any]]:
-    """A row of the results for each of our forms, whose matrix products run in turn with it, for the limit."""
-    alone = {form: products_alone(products, bench.device, bench.dtype) for form, products in case.products.items()}
-    found = compare(
-        {**case.rivals, **{f"products of {form}": run for form, (run, _) in alone.items()}}, bench.device, repetitions
-    )
-    plain = found.pop("reference", None)
+    """
+    A row of the results for each of our forms, whose matrix products run in turn with it, for the limit. The share of
+    the limit compares the fastest runs of both.
+    """
+    place = Place(bench.device, bench.dtype)
+    alone = {form: products_alone(products, place) for form, products in case.products.items()}
+    calls = {form: in_form(True, bench, call) for form, call in case.ours.items()}
+    if case.reference:
+        calls["reference"] = in_form(case.beside == OWN_FP32, bench, case.reference)
+    calls |= {f"products of {form}": run for form, (run, _) in alone.items()}
+    found = compare(calls, bench.device, repetitions, case.calls)
     rows = []
-    for form in [name for name in case.rivals if name != "reference"]:
-        ours = found[form]
-        row = {"case": case.name + form.removeprefix("ours"), "items": case.items, "ours": ours}
-        if plain:
-            row |= {"reference": plain, "times the reference": plain["seconds"] / ours["seconds"]}
+    for form in case.ours:
+        ours, row = found[form], {"case": case.name + form.removeprefix("ours"), "items": case.items}
+        row["ours"] = ours
+        if case.reference:
+            plain = found["reference"]
+            row |= {"beside": case.beside, "reference": plain, "ratio": plain["seconds"] / ours["seconds"]}
+        if case.beside == OWN_FP32:
+            row["score difference"] = (calls["ours"]() - calls["reference"]()).abs().max().item()
         if form in alone:
             products = case.products[form]
-            limit = found[f"products of {form}"]["seconds"] * alone[form][1]
+            limit = found[f"products of {form}"]["fastest"] * alone[form][1]
             row |= {"operations": total(products), "weight bytes": weight_bytes(products), "limit": limit}
-            row |= {"of the limit": limit / ours["seconds"]}
+            row["of the limit"] = limit / ours["fastest"]
         rows.append(row)
     return rows
 
 
-def measure(sections: list[str], small: bool, repetitions: int, results: dict[str, Any]) -> None:
-    """Measure sections on every device, into the results."""
-    for device, dtype in targets():
-        place = results.setdefault(column(device, dtype), {"machine": {}, "sections": {}})
-        bench = Workbench(device, dtype, small)
-        place["machine"] = capacity = machine(bench, repetitions)
-        for section in sections:
-            cases = SECTIONS[section](bench)
-            rows = [row for case in cases for row in measure_case(case, bench, repetitions)]
-            place["sections"][section] = {"machine": capacity, "rows": rows}
-        place["sections"] = {name: place["sections"][name] for name in SECTIONS if name in place["sections"]}
+def measure(
+    device: str, dtype: str, sections: list[str], results: dict[str, Any], small: bool = False, repetitions: int = 1
+) -> Iterator[str]:
+    """Measure sections into the results, but for what this code has measured; yields the name of each new case."""
+    bench = Workbench(torch.device(device), DTYPES[dtype], small)
+    column = results.setdefault(dtype, {"sections": {}})
+    column["capacity"] = measure_capacity(bench)
+    code, known = code_digest(CODE), column["sections"]
+    for section in sections:
+        if known.get(section, {}).get("code") != code:
+            known[section] = {"code": code, "done": [], "rows": []}
+        for case in SECTIONS[section](bench):
+            if case.name not in known[section]["done"]:
+                known[section]["rows"] += measure_case(case, bench, repetitions)
+                known[section]["done"].append(case.name)
+                yield case.name
+    column["sections"] = {name: known[name] for name in SECTIONS if name in known}
 
 
 def main(
     only: Annotated[list[Section] | None, typer.Option(help="Sections to measure; by default all.")] = None,
+    device: Annotated[Device, typer.Option(help="What to measure.")] = Device.cpu,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the results.")] = RESULTS,
+    again: Annotated[bool, typer.Option(help="Measure anew what this code has measured.")] = False,
     smoke: Annotated[bool, typer.Option(help="A small model, once: to see that all works.")] = False,
     repetitions: Annotated[int, typer.Option(min=1, help="Runs of a case, of which the median counts.")] = REPETITIONS,
 ) -> None:
     """Measure speed and memory."""
-    file = output / "speed.json"
-    results = json.loads(file.read_text()) if file.exists() else {}
+    if smoke and output == RESULTS:
+        raise typer.BadParameter("--smoke would overwrite what was measured: name another folder with --output.")
+    if device == Device.cuda and not torch.cuda.is_available():
+        raise typer.BadParameter("--device cuda: PyTorch finds no GPU here.")
+    machine = describe(torch.device(device.value))
+    file = output / f"{file_stem(machine)}.json"
+    results = json.loads(file.read_text()) if file.exists() else {"machine": machine}
     chosen = [section.value for section in only or Section]
-    if timed := [section for section in chosen if section in SECTIONS]:
-        measure(timed, smoke, 1 if smoke else repetitions, results)
-    if "scale" in chosen:
-        results["scale"] = measure_tables(smoke)
+    timed = [section for section in chosen if section in SECTIONS]
     output.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(results, indent=2) + "\n")
-    (output / "speed.md").write_text(as_markdown(results))
-    (output / "speed.png").write_bytes(figure_bytes(draw_speed(results)))
-    typer.echo(as_markdown(results))
+    if again:
+        for dtype, section in [(dtype, section) for dtype in COLUMNS[device.value] for section in timed]:
+            results.get(dtype, {"sections": {}})["sections"].pop(section, None)
+    for dtype in COLUMNS[device.value] if timed else ():
+        for case in measure(device.value, dtype, timed, results, smoke, 1 if smoke else repetitions):
+            typer.echo(f"{dtype}: {case}", err=True)
+            write_json(file, results)
+    if "scale" in chosen and device == Device.cpu:
+        results["scale"] = measure_tables(smoke)
+    write_json(file, results)
+    write_pages(output)
+    if output == RESULTS:
+        update_documents(output)
+    typer.echo(machine_page(results))
 
 
 if __name__ == "__main__":

@@ -1,46 +1,71 @@
-"""The benchmark's results for people: a table and a picture."""
+"""The benchmark's results for people: a page and a picture of each processor, and one table of them all."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from machines import in_words
 from matplotlib.figure import Figure
 
 from modeling_xacle.cards import markdown_table
-from modeling_xacle.figures import BLUE, GREY, ORANGE, styled_figure
+from modeling_xacle.data import write_whole
+from modeling_xacle.figures import BLUE, GREY, ORANGE, figure_bytes, styled_figure
 
-COLUMNS = ("cpu fp32", "cuda fp32", "cuda bf16")
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
+DTYPES = ("fp32", "bf16")
 GIGA = 1e9
+# Figures of processors that somebody else measured, in the words of the table.
+ELSEWHERE = "measured_elsewhere.json"
+# What the table of all processors shows: ratios to the published design by case, in fp32.
+RATIOS = {
+    "pair, batch 1": "whole pair, 1 pairs",
+    "encoder, batch 8": "encoder, 8 clips",
+    "four captions a clip": "4 captions a clip, 8 captions",
+    "stage 2 step, stored features": "stage 2, step of 8, cached",
+    "stage 2 step, encoder run": "stage 2, step of 8",
+}
+PAIR, BF16_PAIR = "whole pair, 8 pairs", "whole pair in bf16, 8 pairs"
+FIRST_COLUMN = "processor, fp32"
 
 
-def rows_of(results: dict[str, Any], place: str) -> Iterator[dict[str, Any]]:
-    """All rows that were measured on a device."""
-    for section in results.get(place, {}).get("sections", {}).values():
-        yield from section["rows"]
+def all_rows(results: Mapping[str, Any], dtype: str) -> list[dict[str, Any]]:
+    """All rows of a dtype, withdrawn ones included."""
+    return [row for section in results.get(dtype, {}).get("sections", {}).values() for row in section["rows"]]
+
+
+def rows_of(results: Mapping[str, Any], dtype: str) -> list[dict[str, Any]]:
+    """All rows that were measured in a dtype and still count."""
+    return [row for row in all_rows(results, dtype) if "ours" in row]
 
 
 def case_row(row: dict[str, Any]) -> dict[str, str]:
-    """A row of the table, per clip, pair or caption."""
+    """A row of a processor's table, per clip, pair or caption."""
     ours, plain = row["ours"], row.get("reference")
     return {
         "case": row["case"],
-        "GFLOP": f"{row['operations'] / row['items'] / GIGA:.1f}" if "limit" in row else "",
+        "GFLOP": f"{row['operations'] / row['items'] / GIGA:.1f}" if "operations" in row else "",
         "limit (s)": f"{row['limit'] / row['items']:.3f}" if "limit" in row else "",
         "ours (s)": f"{ours['seconds'] / row['items']:.4f}",
         "of the limit": f"{row['of the limit']:.0%}" if "limit" in row else "",
-        "reference (s)": f"{plain['seconds'] / row['items']:.4f}" if plain else "",
-        "times the reference": f"{row['times the reference']:.2f}" if plain else "",
+        "beside": row["beside"] if plain else "",
+        "its time (s)": f"{plain['seconds'] / row['items']:.4f}" if plain else "",
+        "ratio": f"{row['ratio']:.2f}" if plain else "",
         "peak memory (GB)": f"{ours['peak_memory'] / GIGA:.2f}",
-        "reference's": f"{plain['peak_memory'] / GIGA:.2f}" if plain else "",
+        "its peak memory": f"{plain['peak_memory'] / GIGA:.2f}" if plain else "",
     }
 
 
-def machine_line(machine: dict[str, Any]) -> str:
-    """What the device can do."""
+def capacity_line(capacity: dict[str, Any]) -> str:
+    """What a processor can do."""
+    rates = capacity["rates"]
+    others = [f"{rate / GIGA:.0f} by {name}" for name, rate in rates.items() if name != "best"]
     return (
-        f"{machine['name']}: {machine['rate'] / GIGA:.0f} GFLOP/s in the model's own matrix products "
-        f"({machine['default rate'] / GIGA:.0f} with PyTorch's default), {machine['bandwidth'] / GIGA:.0f} GB/s read. "
-        f"Scores differ from the reference's by {machine['score difference']:.1g} at most, one pair at a time."
+        f"{rates['best'] / GIGA:.0f} GFLOP/s in the model's own matrix products ({', '.join(others)}), "
+        f"{capacity['bandwidth'] / GIGA:.0f} GB/s read. Scores differ from the reference's by "
+        f"{capacity['score difference']:.1g} at most, one pair at a time."
     )
 
 
@@ -56,15 +81,42 @@ def tables_row(row: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def as_markdown(results: dict[str, Any]) -> str:
-    """All that was measured; a device that there was not has an empty section."""
-    parts = ["# Speed\n\nMade by `python benchmarks/run.py`. Times and operations are of one clip, pair or caption."]
-    for place in COLUMNS:
-        parts.append(f"## {place}")
-        rows = [case_row(row) for row in rows_of(results, place)]
-        parts.append(
-            f"{machine_line(results[place]['machine'])}\n\n{markdown_table(rows)}" if rows else "Not measured."
-        )
+def bf16_line(results: Mapping[str, Any]) -> str:
+    """How fast scoring in bf16 is, and how far it moves scores; or why that was not measured."""
+    for row in rows_of(results, "fp32"):
+        if row["case"] == BF16_PAIR:
+            return f"{row['ratio']:.2f} times as fast, scores move by {row['score difference']:.2g} at most"
+    tried = "bf16" in results.get("fp32", {}).get("sections", {})
+    return "no instructions for it" if tried else "not measured"
+
+
+def check_lines(checks: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """What gpu.py found beside speed, as a list."""
+    for name, value in checks.items():
+        told = {key: part for key, part in value.items() if not isinstance(part, Mapping)}
+        if told:
+            shown = [f"{key} {part:.4g}" if isinstance(part, float) else f"{key} {part}" for key, part in told.items()]
+            yield f"- {above}{name}: {', '.join(shown)}"
+        nested = {key: part for key, part in value.items() if isinstance(part, Mapping)}
+        yield from check_lines(nested, f"{above}{name}, ")
+
+
+def machine_page(results: dict[str, Any]) -> str:
+    """All that was measured on a processor."""
+    machine = results["machine"]
+    intro = "Made by `python benchmarks/run.py`. Times and operations are of one clip, pair or caption."
+    parts = [f"# Speed: {in_words(machine)}, PyTorch {machine['torch']}", intro, *results.get("notes", [])]
+    for dtype in DTYPES:
+        if not (rows := all_rows(results, dtype)):
+            continue
+        parts += [f"## {dtype}", capacity_line(results[dtype]["capacity"])]
+        parts.append(markdown_table([case_row(row) for row in rows_of(results, dtype)]))
+        withdrawn = [f"- {row['case']}: {row['withdrawn']['reason']}" for row in rows if "withdrawn" in row]
+        if withdrawn:
+            parts.append("\n".join(["Withdrawn:\n", *withdrawn]))
+    parts.append(f"Scoring in bf16, batches of 8, beside fp32: {bf16_line(results)}.")
+    if "checks" in results:
+        parts.append("## Checks\n\n" + "\n".join(check_lines(results["checks"])))
     if "scale" in results:
         tables = markdown_table([tables_row(row) for row in results["scale"]])
         parts.append(f"## Tables, one thread a process\n\n{tables}")
@@ -72,13 +124,16 @@ def as_markdown(results: dict[str, Any]) -> str:
 
 
 def draw_speed(results: dict[str, Any]) -> Figure:
-    """Our time and the reference's for each case on the CPU, with the arithmetic limit."""
-    rows = list(rows_of(results, COLUMNS[0]))[::-1]
+    """Our time in fp32 and the other's for each case, with the arithmetic limit."""
+    rows = rows_of(results, "fp32")[::-1]
     places = np.arange(len(rows))
     with styled_figure(6.6, 1.2 + 0.26 * len(rows)) as (figure, axes):
-        for offset, name, color in ((0.2, "ours", BLUE), (-0.2, "reference", ORANGE)):
+        for offset, name, label, color in (
+            (0.2, "ours", "ours", BLUE),
+            (-0.2, "reference", "what it is compared with", ORANGE),
+        ):
             seconds = [row[name]["seconds"] / row["items"] if name in row else np.nan for row in rows]
-            axes.barh(places + offset, seconds, height=0.38, color=color, alpha=0.8, label=name)
+            axes.barh(places + offset, seconds, height=0.38, color=color, alpha=0.8, label=label)
         limits = [row["limit"] / row["items"] if "limit" in row else np.nan for row in rows]
         axes.plot(limits, places, "|", color=GREY, ms=11, mew=1.5, label="arithmetic limit")
         axes.set_yticks(places, [row["case"] for row in rows])
@@ -86,3 +141,61 @@ def draw_speed(results: dict[str, Any]) -> Figure:
         axes.grid(axis="x")
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3)
     return figure
+
+
+def result_files(folder: Path) -> list[Path]:
+    """Of the processors that were measured."""
+    return [file for file in sorted(folder.glob("*.json")) if file.name != ELSEWHERE]
+
+
+def summary_row(results: dict[str, Any]) -> dict[str, str]:
+    """A processor's row in the table of them all."""
+    rows = {row["case"]: row for row in rows_of(results, "fp32")}
+    pair = rows.get(PAIR)
+    seconds = [f"{pair[form]['seconds'] / pair['items']:.2f} s" if pair else "" for form in ("ours", "reference")]
+    return {
+        FIRST_COLUMN: in_words(results["machine"]),
+        "pair, batch 8": seconds[0],
+        "published design": seconds[1],
+        "ratio": f"**{pair['ratio']:.2f}**" if pair else "",
+        "of the limit": f"{'at most ' * results.get('limit too long', False)}{pair['of the limit']:.0%}"
+        if pair
+        else "",
+        **{
+            name: f"{rows[case]['ratio']:.2f}" if "ratio" in rows.get(case, {}) else "" for name, case in RATIOS.items()
+        },
+        "bf16 beside fp32": bf16_line(results),
+    }
+
+
+def summary(folder: Path) -> str:
+    """The table of all processors that were met: ratios to the published design."""
+    rows = [summary_row(json.loads(file.read_text())) for file in result_files(folder)]
+    elsewhere = folder / ELSEWHERE
+    known = json.loads(elsewhere.read_text()) if elsewhere.exists() else []
+    names = [FIRST_COLUMN, "pair, batch 8", "published design", "ratio", "of the limit", *RATIOS, "bf16 beside fp32"]
+    return markdown_table([*rows, *({name: entry.get(name, "") for name in names} for entry in known)])
+
+
+def write_pages(folder: Path) -> None:
+    """Write the page and the picture of each processor, beside its file."""
+    for file in result_files(folder):
+        results = json.loads(file.read_text())
+        write_whole(file.with_suffix(".md"), machine_page(results))
+        write_whole(file.with_suffix(".png"), figure_bytes(draw_speed(results)))
+
+
+def tables_of(text: str) -> Iterator[str]:
+    """The tables of a document that list processors."""
+    for block in text.split("\n\n"):
+        if block.startswith(f"| {FIRST_COLUMN} |"):
+            yield block.rstrip("\n")
+
+
+def update_documents(folder: Path) -> None:
+    """Put the table of all processors where the documents have it."""
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        for table in tables_of(text):
+            text = text.replace(table, summary(folder))
+        write_whole(document, text)

@@ -1,5 +1,6 @@
-"""Training steps of a stage: ours, ours from stored features, and the reference's."""
+"""Training steps of a stage: ours, as the stage's trainer runs them, and the one they are compared with."""
 
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -11,15 +12,15 @@ from workbench import Workbench
 
 from modeling_xacle.losses import list_net_loss
 from modeling_xacle.processing_xacle import IGNORED
-from modeling_xacle.trainers import caption_loss, keep_captions
+from modeling_xacle.recipes import parse_arguments
+from modeling_xacle.trainers import CaptionTrainer, PairTrainer
 
-# As `run_stage.py` has them by default.
-LEARNING_RATE, WEIGHT_DECAY, MAX_GRADIENT_NORM = 1e-5, 0.01, 1.0
+STEPS = 1000  # of the schedule; no run is so long
 
 
 class TrainingSteps:
     """
-    Steps on one batch, with one optimiser.
+    Steps on one batch, with one optimiser: that of the stage's trainer.
 
     Args:
         bench (`Workbench`): Gives sounds and captions.
@@ -29,47 +30,67 @@ class TrainingSteps:
     """
 
     def __init__(self, bench: Workbench, model: nn.Module, stage: int, pairs: int):
-        self.bench, self.model, self.stage = bench, model, stage
+        self.bench, self.stage = bench, stage
         self.waveforms, self.captions = bench.waveforms(pairs), bench.captions(pairs)
-        self.stored = bench.encode(bench.extractor.log_mel(self.waveforms))
+        self.stored = bench.encode(bench.extractor.log_mel(self.waveforms)).float()
         self.labels = torch.linspace(-1, 1, pairs, device=bench.device)
         self.weights = [weight for weight in model.parameters() if weight.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.weights, lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
+        with tempfile.TemporaryDirectory() as folder:
+            stage_arguments, args = parse_arguments(self.arguments(folder))
+            args._n_gpu = 1  # one process, one GPU, as `run_stage.py` has it
+            trainer = CaptionTrainer if stage == 1 else PairTrainer
+            self.trainer = trainer(stage_arguments, model=model, args=args, processing_class=bench.processor)
+            self.model, _ = self.trainer._prepare_for_training(STEPS, [], None)
+        self.batch = self.caption_batch() if stage == 1 else {**bench.pad(self.captions), "labels": self.labels}
+
+    def arguments(self, folder: str) -> list[str]:
+        """What `run_stage.py` is told, beside the recipe: the bench's device and dtype."""
+        settings = {
+            "stage": self.stage,
+            "output_dir": folder,
+            "use_cpu": self.bench.device.type == "cpu",
+            "bf16": self.bench.dtype == torch.bfloat16,
+            "report_to": "none",
+            "eval_strategy": "no",
+            "save_strategy": "no",
+            "load_best_model_at_end": False,
+        }
+        return [part for name, value in settings.items() for part in (f"--{name}", str(value))]
 
     def forms(self) -> dict[str, Callable[[], Any]]:
-        """What to call for a step of each form."""
+        """What to call for a step of each of our forms."""
         return {
-            "ours": lambda: self.step(self.our_loss(self.bench.encode(self.bench.extractor.log_mel(self.waveforms)))),
-            "ours, cached": lambda: self.step(self.our_loss(self.stored)),
-            "reference": lambda: self.step(self.reference_loss()),
+            "ours": lambda: self.step({"input_features": self.bench.extractor.log_mel(self.waveforms)}),
+            "ours, cached": lambda: self.step({"audio_features": self.stored}),
         }
 
-    def step(self, loss: torch.Tensor) -> None:
-        """Gradients of a loss `()`, clipped, and the optimiser's step."""
-        loss.backward()
-        clip_grad_norm_(self.weights, MAX_GRADIENT_NORM)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+    def step(self, audio: dict[str, torch.Tensor]) -> None:
+        """
+        A step as `Trainer` runs it, with `input_features` `(batch_size, num_frames, num_mel_bins)` or `audio_features`
+        `(batch_size, num_audio_tokens, audio_hidden_size)`.
+        """
+        trainer, device = self.trainer, self.bench.device
+        trainer.current_gradient_accumulation_steps = 1
+        (batch,), num_items = trainer.get_batch_samples(iter([{**self.batch, **audio}]), 1, device)
+        trainer.training_step(self.model, batch, num_items)
+        trainer._clip_grad_norm(self.model)
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+        self.model.zero_grad()
 
-    def our_loss(self, features: torch.Tensor) -> torch.Tensor:
-        """The stage's loss `()` from audio features `(batch_size, num_audio_tokens, audio_hidden_size)`."""
-        with self.bench.autocast():
-            if self.stage > 1:
-                batch = self.bench.pad(self.captions)
-                return list_net_loss(self.model(**batch, audio_features=features).logits, self.labels)
-            prompt = self.bench.processor.audio_and_score_ids[:-1]
-            batch = keep_captions(self.caption_batch(), len(prompt))
-            targets = batch.pop("labels")
-            outputs = self.model(**batch, audio_features=features)
-            return caption_loss(outputs, targets, (targets != IGNORED).sum())
+    def reference_step(self) -> None:
+        """The published code's step, in stage 1 our own plain form; with the same optimiser."""
+        self.reference_loss().backward()
+        clip_grad_norm_(self.weights, self.trainer.args.max_grad_norm)
+        self.trainer.optimizer.step()
+        self.model.zero_grad()
 
     def reference_loss(self) -> torch.Tensor:
-        """The same loss, from the waveforms."""
+        """The stage's loss `()`, from the waveforms."""
         features = self.bench.reference_encode(self.waveforms)
         if self.stage > 1:
             return list_net_loss(reference.score(self.bench.model, self.captions, features), self.labels)
-        batch = self.caption_batch()
-        return reference.caption_loss(self.bench.captioner, batch["input_ids"], batch["labels"], features)
+        return reference.caption_loss(self.bench.captioner, self.batch["input_ids"], self.batch["labels"], features)
 
     def caption_batch(self) -> dict[str, torch.Tensor]:
         """Sequences `(batch_size, sequence_length)` of stage 1, padded at the end, and their targets."""

@@ -2,9 +2,11 @@
 
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import reference
 import torch
@@ -17,6 +19,7 @@ from modeling_xacle.configuration_xacle import BeatsConfig, XacleConfig
 from modeling_xacle.feature_extraction_xacle import XacleFeatureExtractor
 from modeling_xacle.freezing import choose_trained
 from modeling_xacle.modeling_captioning import XacleForConditionalGeneration
+from modeling_xacle.modeling_fast import FAST_FORMS
 from modeling_xacle.modeling_xacle import XacleModel
 from modeling_xacle.pipeline_xacle import AudioTextAlignmentPipeline
 from modeling_xacle.processing_xacle import SPECIAL_TOKENS, XacleProcessor
@@ -60,13 +63,28 @@ def make_config(processor: XacleProcessor, small: bool = False) -> XacleConfig:
     )
 
 
+@contextmanager
+def plain_forms() -> Iterator[None]:
+    """All layers compute as PyTorch and Transformers do by default."""
+    with ExitStack() as stack:
+        for plain, fast in FAST_FORMS.items():
+            stack.enter_context(patch.object(fast, "forward", plain.forward))
+        yield
+
+
+def forms_of_layers(fast: bool, model: nn.Module) -> AbstractContextManager:
+    """Within it a model's layers compute as this package's commands let them, or as the published system's do."""
+    return nullcontext() if fast else plain_forms()
+
+
 class Workbench:
     """
     A model on a device, with sounds and captions.
 
     Args:
         device (`torch.device`): Where all is computed.
-        dtype (`torch.dtype`): Of our products: fp32, or bf16 by autocast. The reference computes in fp32.
+        dtype (`torch.dtype`): Ours: fp32, or bf16 (weights when scoring, autocast when training); the reference's is
+            fp32.
         small (`bool`): A model and sounds that are done in seconds.
     """
 
@@ -80,7 +98,16 @@ class Workbench:
         self.extractor = self.processor.feature_extractor
         if small:
             self.extractor.max_seconds = 1.0
-        self.align = AudioTextAlignmentPipeline(self.model, processor=self.processor, device=device)
+        self.aligner = cache(self._make_aligner)
+
+    def _make_aligner(self, dtype: torch.dtype) -> AudioTextAlignmentPipeline:
+        """The pipeline of the model in a dtype, loaded as `pipeline(dtype=...)` loads it."""
+        model = self.model
+        if dtype != torch.float32:
+            with tempfile.TemporaryDirectory() as folder:
+                self.model.save_pretrained(folder)
+                model = XacleModel.from_pretrained(folder, dtype=dtype).eval()
+        return AudioTextAlignmentPipeline(model, processor=self.processor, device=self.device)
 
     @property
     def num_frames(self) -> int:
@@ -103,10 +130,6 @@ class Workbench:
             torch.randint(ORDINARY_TOKENS, (length,), generator=generator).tolist() for length in self.lengths(pairs)
         ]
 
-    def autocast(self) -> AbstractContextManager:
-        """For our products."""
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
-
     def pad(self, captions: list[list[int]]) -> dict[str, torch.Tensor]:
         """Sequences `(batch_size, sequence_length)` of captions, padded at the end."""
         return self.processor.pad([[*ids, *self.processor.audio_and_score_ids] for ids in captions], self.device)
@@ -114,14 +137,12 @@ class Workbench:
     @torch.no_grad()
     def encode(self, input_features: torch.Tensor) -> torch.Tensor:
         """Audio features of spectrograms `(batch_size, num_frames, num_mel_bins)`, ours."""
-        with self.autocast():
-            return self.model.get_audio_features(input_features)
+        return self.aligner(self.dtype).model.get_audio_features(input_features)
 
     @torch.no_grad()
     def logits(self, captions: list[list[int]], features: torch.Tensor) -> torch.Tensor:
         """Logits `(batch_size,)` of captions with as many clips' features, ours."""
-        with self.autocast():
-            return self.model(**self.pad(captions), audio_features=features).logits
+        return self.aligner(self.dtype).model(**self.pad(captions), audio_features=features).logits
 
     @torch.no_grad()
     def reference_logits(self, captions: list[list[int]], features: torch.Tensor) -> torch.Tensor:
@@ -133,10 +154,16 @@ class Workbench:
         return reference.audio_features(self.model, reference.log_mel(self.extractor, waveforms))
 
     @torch.no_grad()
-    def scores(self, waveforms: torch.Tensor, captions: list[list[int]], pass_size: int = 8) -> torch.Tensor:
+    def scores(
+        self,
+        waveforms: torch.Tensor,
+        captions: list[list[int]],
+        pass_size: int = 8,
+        dtype: torch.dtype | None = None,
+    ) -> torch.Tensor:
         """
         Scores `(num_pairs,)` of captions, of which equally many belong to each of the waveforms `(num_clips, samples)`,
-        by the pipeline.
+        by the pipeline; in another dtype than the workbench's where one is given.
         """
         share = len(captions) // len(waveforms)
         sequences = [[*ids, *self.processor.audio_and_score_ids] for ids in captions]
@@ -144,8 +171,8 @@ class Workbench:
             {"waveform": clip, "spans": [(0, len(clip))], "sequences": sequences[row * share : (row + 1) * share]}
             for row, clip in enumerate(waveforms)
         ]
-        with self.autocast():
-            return torch.cat([part.flatten() for part in self.align.forward(items, pass_size=pass_size)])
+        parts = self.aligner(dtype or self.dtype).forward(items, pass_size=pass_size)
+        return torch.cat([part.flatten() for part in parts])
 
     @torch.no_grad()
     def reference_scores(self, waveforms: torch.Tensor, captions: list[list[int]], pass_size: int = 8) -> torch.Tensor:
@@ -170,20 +197,14 @@ class Workbench:
                 model.unload()
             self.captioner.requires_grad_(True).eval()
 
-    def loading(self) -> dict[str, Callable[[], Any]]:
-        """Loading the model from a folder; and as the published system does: random weights, then a pickled file's."""
+    def loading(self) -> tuple[Callable[[], Any], Callable[[], Any]]:
+        """Loading the model from a folder, and from the files of the published system."""
         folder = tempfile.TemporaryDirectory()
         self.model.save_pretrained(folder.name)
-        file = Path(folder.name, "model.pt")
-        torch.save(self.model.state_dict(), file)
+        reference.save_parts(self.model, Path(folder.name))
 
-        return {
-            "ours": lambda: XacleModel.from_pretrained(folder.name, dtype=torch.float32).to(self.device),
-            "reference": lambda: self.reference_load(folder, file),
-        }
+        def ours(folder: tempfile.TemporaryDirectory = folder) -> XacleModel:
+            """The folder lives as long as there is something that loads it."""
+            return XacleModel.from_pretrained(folder.name, dtype=torch.float32).to(self.device)
 
-    def reference_load(self, folder: tempfile.TemporaryDirectory, file: Path) -> XacleModel:
-        """A model of a pickled file in a folder, which lives as long as there is something that loads it."""
-        model = XacleModel(self.config)
-        model.load_state_dict(torch.load(file, weights_only=True))
-        return model.to(self.device)
+        return ours, lambda: reference.load(self.model, Path(folder.name))
