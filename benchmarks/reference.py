@@ -9,9 +9,6 @@ an end-of-sequence token follows `[SCORE]`. Each caption has its clip encoded, i
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from unittest.mock import patch
 
 import torch
 from torch.nn import functional
@@ -19,21 +16,11 @@ from torchaudio.compliance import kaldi
 
 from modeling_xacle.feature_extraction_xacle import WAVEFORM_SCALE, XacleFeatureExtractor
 from modeling_xacle.modeling_beats import BeatsAttention, BeatsLayer, BeatsModel
-from modeling_xacle.modeling_fast import FAST_FORMS
 from modeling_xacle.modeling_xacle import XacleForConditionalGeneration, XacleModel
 from modeling_xacle.processing_xacle import IGNORED
 
 # Logits are made this much smaller before their maximum is taken away, and larger again afterwards.
 LOGIT_SHRINKAGE = 32.0
-
-
-@contextmanager
-def plain_products() -> Iterator[None]:
-    """All layers compute as PyTorch and Transformers do by default."""
-    with ExitStack() as stack:
-        for plain, fast in FAST_FORMS.items():
-            stack.enter_context(patch.object(fast, "forward", plain.forward))
-        yield
 
 
 def log_mel(extractor: XacleFeatureExtractor, waveforms: torch.Tensor) -> torch.Tensor:
@@ -107,13 +94,12 @@ def convolve(tower: BeatsModel, hidden_states: torch.Tensor) -> torch.Tensor:
 def audio_features(model: XacleModel, input_features: torch.Tensor) -> torch.Tensor:
     """Pooled features `(batch_size, num_audio_tokens, audio_hidden_size)` of spectrograms `(batch_size, T, F)`."""
     tower = model.audio_tower
-    with plain_products():
-        tokens = tower.patch_embedding(input_features[:, None]).flatten(2).transpose(1, 2)
-        hidden_states = tower.patch_projection(tower.patch_layer_norm(tokens))
-        hidden_states = tower.layer_norm(hidden_states + convolve(tower, hidden_states))
-        bias = position_bias(tower, *hidden_states.shape[:2])
-        for layer in tower.layers:
-            hidden_states = encoder_layer(layer, hidden_states, bias)
+    tokens = tower.patch_embedding(input_features[:, None]).flatten(2).transpose(1, 2)
+    hidden_states = tower.patch_projection(tower.patch_layer_norm(tokens))
+    hidden_states = tower.layer_norm(hidden_states + convolve(tower, hidden_states))
+    bias = position_bias(tower, *hidden_states.shape[:2])
+    for layer in tower.layers:
+        hidden_states = encoder_layer(layer, hidden_states, bias)
     return functional.adaptive_avg_pool1d(hidden_states.transpose(1, 2), model.config.num_audio_tokens).transpose(1, 2)
 
 
@@ -132,22 +118,20 @@ def score(model: XacleModel, captions: list[list[int]], features: torch.Tensor) 
     embed = model.get_input_embeddings()
     ids = (config.audio_start_token_id, config.audio_end_token_id, config.score_token_id, end)
     start, audio_end, score_token, last = (embed(torch.full((len(captions), 1), token, device=device)) for token in ids)
-    with plain_products():
-        embeddings = [embed(text), start, model.projector(features), audio_end, score_token, last]  # each (B, ., H)
-        states = model.language_model(
-            inputs_embeds=torch.cat(embeddings, dim=1), attention_mask=mask, use_cache=False
-        ).last_hidden_state
-        return model.score_head(states[:, -2])
+    embeddings = [embed(text), start, model.projector(features), audio_end, score_token, last]  # each (B, ., H)
+    states = model.language_model(
+        inputs_embeds=torch.cat(embeddings, dim=1), attention_mask=mask, use_cache=False
+    ).last_hidden_state
+    return model.score_head(states[:, -2])
 
 
 def caption_loss(
     model: XacleForConditionalGeneration, input_ids: torch.Tensor, labels: torch.Tensor, features: torch.Tensor
 ) -> torch.Tensor:
     """Cross entropy of the captions `(batch_size, sequence_length)` after the sound, as a step of stage 1 needs it."""
-    with plain_products():
-        inputs_embeds = model.model.embed(input_ids, features)
-        states = model.model.language_model(
-            inputs_embeds=inputs_embeds, attention_mask=torch.ones_like(input_ids), use_cache=False
-        ).last_hidden_state
-        logits = model.lm_head(states)[:, :-1]
+    inputs_embeds = model.model.embed(input_ids, features)
+    states = model.model.language_model(
+        inputs_embeds=inputs_embeds, attention_mask=torch.ones_like(input_ids), use_cache=False
+    ).last_hidden_state
+    logits = model.lm_head(states)[:, :-1]
     return functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)

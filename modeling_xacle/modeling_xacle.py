@@ -16,7 +16,6 @@ from transformers.utils.generic import can_return_tuple, maybe_autocast
 
 from .configuration_xacle import XacleConfig
 from .modeling_beats import BeatsModel
-from .modeling_fast import linear, use_fast_forms
 
 
 @dataclass
@@ -113,10 +112,10 @@ class XacleScoreHead(nn.Module):
         likelihoods `(batch_size, 8)`, the mean first.
         """
         with maybe_autocast(hidden_states.device.type, enabled=False):
-            inputs = hidden_states.to(self.layers[0].weight.dtype)
+            inputs = hidden_states.float()
             if likelihood is None:
                 return self.layers(inputs).squeeze(-1)  # (B, H) -> (B,)
-            likelihood = likelihood.to(inputs.dtype)
+            likelihood = likelihood.float()
             logits = self.layers(torch.cat([inputs, likelihood], dim=1))  # (B, H + 8) -> (B, 1)
             return (logits + self.likelihood(likelihood[:, :1])).squeeze(-1)
 
@@ -186,7 +185,6 @@ class XacleModel(XaclePreTrainedModel):
         # In the dtype of everything built here, not the one in the language model's own config.
         self.language_model = AutoModel.from_config(config.text_config, dtype=torch.get_default_dtype())
         self.score_head = XacleScoreHead(config)
-        use_fast_forms(self)
         self.post_init()
 
     def train(self, mode: bool = True) -> "XacleModel":
@@ -357,7 +355,7 @@ class XacleModel(XaclePreTrainedModel):
         """Embeddings `(B, S, H)` of the sequence, with the projected audio in the places of `[AUDIO]`."""
         mask = input_ids == self.config.audio_token_id
         embeddings = self.get_input_embeddings()(input_ids)
-        projected = self.projector(audio_features.to(self.projector.up_proj.weight.dtype))
+        projected = self.projector(audio_features.to(self.projector.norm.weight.dtype))
         return embeddings.masked_scatter(mask.unsqueeze(-1), projected.to(embeddings.dtype))
 
     def _score_states(self, input_ids: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -383,7 +381,7 @@ class XacleModel(XaclePreTrainedModel):
         targets = input_ids.masked_fill(is_score, config.end_token_id)[predicted]
         states = hidden_states[:, :-1][predicted[:, 1:]].float()  # (B, S, H) -> (T, H)
         with maybe_autocast(states.device.type, enabled=False):
-            logits = linear(states, self.get_input_embeddings().weight.float())  # -> (T, V)
+            logits = nn.functional.linear(states, self.get_input_embeddings().weight.float())  # -> (T, V)
         log_probabilities = -nn.functional.cross_entropy(logits, targets, reduction="none")  # -> (T,)
         distances = logits.gather(1, targets[:, None]).squeeze(1) - logits.max(dim=1).values
         return likelihood_features(log_probabilities, distances, predicted, last)
@@ -407,7 +405,6 @@ class XacleForConditionalGeneration(XaclePreTrainedModel, GenerationMixin):
         names = {module: name for name, module in self.named_modules()}  # the embedding's name differs among decoders
         self._tied_weights_keys = {"lm_head.weight": f"{names[self.get_input_embeddings()]}.weight"}
         self._counts_positions = "position_ids" in signature(self.model.language_model.forward).parameters
-        use_fast_forms(self)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:

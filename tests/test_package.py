@@ -17,9 +17,8 @@ TRAVELS = {
     "configuration_xacle": {"pipeline_xacle"},
     "feature_extraction_xacle": set(),
     "processing_xacle": {"feature_extraction_xacle"},
-    "modeling_fast": set(),
-    "modeling_beats": {"configuration_xacle", "modeling_fast"},
-    "modeling_xacle": {"configuration_xacle", "modeling_beats", "modeling_fast"},
+    "modeling_beats": {"configuration_xacle"},
+    "modeling_xacle": {"configuration_xacle", "modeling_beats"},
     "pipeline_xacle": {"feature_extraction_xacle", "processing_xacle"},
 }
 ALLOWED = {"torch", "torchaudio", "transformers", "numpy", "soundfile"}
@@ -57,7 +56,7 @@ def test_auto_classes_and_task_know_the_names():
     assert type(AutoProcessor.from_pretrained(folder)) is modeling_xacle.XacleProcessor
     assert type(AutoFeatureExtractor.from_pretrained(folder)) is modeling_xacle.XacleFeatureExtractor
     task = PIPELINE_REGISTRY.check_task("audio-text-alignment")[1]
-    assert task["impl"] is modeling_xacle.AudioTextAlignmentPipeline
+    assert issubclass(task["impl"], modeling_xacle.AudioTextAlignmentPipeline)
 
 
 def test_bundled_model_is_small_and_carries_no_code():
