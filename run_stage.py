@@ -20,6 +20,7 @@ from modeling_xacle.cards import write_report
 from modeling_xacle.freezing import choose_trained
 from modeling_xacle.recipes import parse_arguments
 from modeling_xacle.resuming import find_checkpoint, total_batch_size, train
+from modeling_xacle.speed import fast_forms
 from modeling_xacle.training import (
     calibrate,
     check_processes,
@@ -41,10 +42,11 @@ def main(arguments: list[str] | None = None) -> None:
     set_seed(args.seed)
     model = choose_trained(model, stage)
     trainer = make_trainer(stage, args, model, processor, train_split, validation_split)
-    train(trainer, checkpoint)
-    if stage.calibrate:
-        calibrate(trainer)
-    metrics = trainer.evaluate()
+    with fast_forms(model):
+        train(trainer, checkpoint)
+        if stage.calibrate:
+            calibrate(trainer)
+        metrics = trainer.evaluate()
     save_result(trainer, stage)
     write_report(trainer, stage, metrics)
     if args.push_to_hub:

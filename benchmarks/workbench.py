@@ -2,11 +2,10 @@
 
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import reference
 import torch
@@ -19,11 +18,10 @@ from modeling_xacle.configuration_xacle import BeatsConfig, XacleConfig
 from modeling_xacle.feature_extraction_xacle import XacleFeatureExtractor
 from modeling_xacle.freezing import choose_trained
 from modeling_xacle.modeling_captioning import XacleForConditionalGeneration
-from modeling_xacle.modeling_fast import FAST_FORMS
 from modeling_xacle.modeling_xacle import XacleModel
-from modeling_xacle.pipeline_xacle import AudioTextAlignmentPipeline
 from modeling_xacle.processing_xacle import SPECIAL_TOKENS, XacleProcessor
 from modeling_xacle.recipes import StageArguments
+from modeling_xacle.speed import FastAudioTextAlignmentPipeline, fast_forms
 
 # Caption lengths in tokens, in turn: those of AudioCaps are mostly of this size.
 LENGTHS = range(12, 20)
@@ -63,18 +61,9 @@ def make_config(processor: XacleProcessor, small: bool = False) -> XacleConfig:
     )
 
 
-@contextmanager
-def plain_forms() -> Iterator[None]:
-    """All layers compute as PyTorch and Transformers do by default."""
-    with ExitStack() as stack:
-        for plain, fast in FAST_FORMS.items():
-            stack.enter_context(patch.object(fast, "forward", plain.forward))
-        yield
-
-
 def forms_of_layers(fast: bool, model: nn.Module) -> AbstractContextManager:
     """Within it a model's layers compute as this package's commands let them, or as the published system's do."""
-    return nullcontext() if fast else plain_forms()
+    return fast_forms(model) if fast else nullcontext()
 
 
 class Workbench:
@@ -100,14 +89,14 @@ class Workbench:
             self.extractor.max_seconds = 1.0
         self.aligner = cache(self._make_aligner)
 
-    def _make_aligner(self, dtype: torch.dtype) -> AudioTextAlignmentPipeline:
+    def _make_aligner(self, dtype: torch.dtype) -> FastAudioTextAlignmentPipeline:
         """The pipeline of the model in a dtype, loaded as `pipeline(dtype=...)` loads it."""
         model = self.model
         if dtype != torch.float32:
             with tempfile.TemporaryDirectory() as folder:
                 self.model.save_pretrained(folder)
                 model = XacleModel.from_pretrained(folder, dtype=dtype).eval()
-        return AudioTextAlignmentPipeline(model, processor=self.processor, device=self.device)
+        return FastAudioTextAlignmentPipeline(model, processor=self.processor, device=self.device)
 
     @property
     def num_frames(self) -> int:

@@ -42,6 +42,7 @@ from modeling_xacle.conversion import save_folder
 from modeling_xacle.data import load_pairs, replace_folder
 from modeling_xacle.feature_extraction_xacle import XacleFeatureExtractor
 from modeling_xacle.modeling_beats import BeatsForAudioClassification, BeatsModel
+from modeling_xacle.speed import fast_forms
 
 NUM_MEL_BINS = 32
 MAX_TEXT_TOKENS = 1024
@@ -204,7 +205,7 @@ def train(model: PreTrainedModel, dataset: Any, collator: Any, folder: Path, **s
     """Train a model that computes its own loss, with files of the run in a folder; the mean loss of each epoch."""
     arguments = training_arguments(folder, **settings)
     trainer = Trainer(model=model, args=arguments, train_dataset=dataset, data_collator=collator)
-    with redirect_stdout(sys.stderr):  # where the progress bar is
+    with redirect_stdout(sys.stderr), fast_forms(model):  # stderr is where the progress bar is
         trainer.train()
     model.eval()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

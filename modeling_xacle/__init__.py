@@ -20,6 +20,7 @@ from .modeling_captioning import XacleForConditionalGeneration
 from .modeling_xacle import XacleModel
 from .pipeline_xacle import AudioTextAlignmentPipeline
 from .processing_xacle import XacleProcessor
+from .speed import FastAudioTextAlignmentPipeline
 
 __version__ = "0.1.0"
 
@@ -45,7 +46,7 @@ def _register() -> None:
     XacleProcessor.register_for_auto_class()
     PIPELINE_REGISTRY.register_pipeline(
         "audio-text-alignment",
-        AudioTextAlignmentPipeline,
+        FastAudioTextAlignmentPipeline,
         pt_model=AutoModel,
         default={"model": (DEFAULT_MODEL, "main")},
         type="multimodal",

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from .clap import hash_weights
 from .modeling_xacle import XacleModel
 from .processing_xacle import XacleProcessor
+from .speed import fast_forms
 
 # Masks a log-mel spectrogram `(num_frames, num_mel_bins)` as a seed says; its attributes are its settings.
 Augment = Callable[[torch.Tensor, int], torch.Tensor]
@@ -155,7 +156,7 @@ class AudioFeatureCache:
         bar = tqdm(total=len(mine), desc="audio features", unit="clip", disable=None if state.is_main_process else True)
         training = model.training
         model.eval()
-        with bar, torch.no_grad():
+        with bar, torch.no_grad(), fast_forms(model):
             for items in loader:
                 self._store(items, model)
                 bar.update(len(items))

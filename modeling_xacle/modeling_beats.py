@@ -19,7 +19,6 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_xacle import BeatsConfig
-from .modeling_fast import grouped_product, is_for_onednn, use_fast_forms
 
 
 @dataclass
@@ -96,35 +95,6 @@ def eager_attention_forward(
     weights = nn.functional.softmax(logits, dim=-1, dtype=torch.float32).to(query.dtype)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     return (weights @ value).transpose(1, 2).contiguous(), weights
-
-
-def onednn_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    gate: torch.Tensor,
-    position_bias: torch.Tensor,
-    scaling: float,
-) -> torch.Tensor:
-    """
-    Attention with products by oneDNN, for CPUs: in fp32, without a gradient, clip by clip.
-
-    Args:
-        query, key, value (`torch.Tensor` of shape `(batch_size, num_tokens, num_heads, head_dim)`): Projected inputs.
-        gate (`torch.Tensor` of shape `(batch_size, num_tokens, num_heads, 1)`): Of the bias, for each query.
-        position_bias (`torch.Tensor` of shape `(1, num_heads, num_tokens, num_tokens)`): Ungated.
-
-    Returns:
-        `torch.Tensor` of shape `(batch_size, num_tokens, num_heads, head_dim)`.
-    """
-    output = torch.empty_like(query)
-    bias = position_bias[0].transpose(0, 1)  # (1, H, N, N) -> (N, H, N)
-    for clip in range(len(query)):
-        logits = grouped_product((query[clip] * scaling).flatten(1), key[clip].transpose(0, 1))
-        weights = logits.view_as(bias).addcmul_(gate[clip], bias)
-        torch.softmax(weights, dim=-1, out=weights)
-        output[clip] = grouped_product(weights.flatten(1), value[clip].permute(1, 2, 0)).view_as(query[clip])
-    return output
 
 
 class BeatsPositionConv(nn.Conv1d):
@@ -209,14 +179,10 @@ class BeatsAttention(nn.Module):
         query, key, value = (
             project(hidden_states).view(heads) for project in (self.q_proj, self.k_proj, self.v_proj)
         )  # (B, N, D) -> 3 x (B, N, H, D/H)
-        parts = query, key, value, self._gate(query), position_bias
-        if self._is_for_onednn(query, key):
-            output, weights = onednn_attention(*parts, scaling=self.head_dim**-0.5), None
-        else:
-            output, weights = self._attend(*parts)
+        output, weights = self.attend(query, key, value, self._gate(query), position_bias)
         return self.out_proj(output.flatten(2)), weights
 
-    def _attend(
+    def attend(
         self,
         query: torch.Tensor,
         key: torch.Tensor,
@@ -239,12 +205,6 @@ class BeatsAttention(nn.Module):
             dropout=self.config.attention_dropout if self.training else 0.0,
             position_bias=(position_bias * gate).to(query.dtype),
         )
-
-    def _is_for_onednn(self, query: torch.Tensor, key: torch.Tensor) -> bool:
-        """Whether [`onednn_attention`] may stand for `sdpa`, and pays: of `(B, N, H, D/H)`, it multiplies a clip's."""
-        drops = self.training and self.config.attention_dropout > 0
-        is_fused = self.config._attn_implementation == "sdpa" and not torch.is_grad_enabled() and not drops
-        return is_fused and is_for_onednn(query[:1], key[0])
 
     def _gate(self, query: torch.Tensor) -> torch.Tensor:
         """
@@ -327,7 +287,6 @@ class BeatsModel(BeatsPreTrainedModel):
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.layers = nn.ModuleList([BeatsLayer(config) for _ in range(config.num_hidden_layers)])
         self.gradient_checkpointing = False
-        use_fast_forms(self)
         self.post_init()
 
     @merge_with_config_defaults

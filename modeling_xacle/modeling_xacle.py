@@ -12,7 +12,6 @@ from transformers.utils.generic import can_return_tuple, maybe_autocast
 
 from .configuration_xacle import XacleConfig
 from .modeling_beats import BeatsModel
-from .modeling_fast import use_fast_forms
 
 
 @dataclass
@@ -203,7 +202,6 @@ class XacleModel(XaclePreTrainedModel):
         names = {module: name for name, module in self.named_modules()}  # the embedding's name differs among decoders
         self._tied_weights_keys = {"lm_head.weight": f"{names[self.get_input_embeddings()]}.weight"}
         self.score_head = XacleScoreHead(config)
-        use_fast_forms(self)
         self.post_init()
 
     def train(self, mode: bool = True) -> "XacleModel":
@@ -406,7 +404,7 @@ class XacleModel(XaclePreTrainedModel):
         """Embeddings `(B, S, H)` of the sequence, with the projected audio in the places of `[AUDIO]`."""
         mask = input_ids == self.config.audio_token_id
         embeddings = self.get_input_embeddings()(input_ids)
-        projected = self.projector(audio_features.to(self.projector.up_proj.weight.dtype))
+        projected = self.projector(audio_features.to(self.projector.norm.weight.dtype))
         return embeddings.masked_scatter(mask.unsqueeze(-1).to(embeddings.device), projected.to(embeddings))
 
     def _score_states(self, input_ids: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:

@@ -18,10 +18,11 @@ from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import pipeline
 
-from modeling_xacle import DEFAULT_MODEL, modeling_fast, modeling_xacle
+from modeling_xacle import DEFAULT_MODEL, modeling_xacle
 from modeling_xacle.data import read_table
 from modeling_xacle.metrics import alignment_metrics
 from modeling_xacle.recipes import parse_arguments
+from modeling_xacle.speed import forms
 
 ROOT = Path(__file__).parents[1]
 
@@ -243,12 +244,12 @@ def test_ours_alone_and_in_a_batch_equals_the_reference_one_by_one(bench):
 
 def test_fast_and_plain_paths_agree(speed, bench, monkeypatch):
     waveforms, captions = bench.waveforms(4), bench.captions(8)
-    monkeypatch.setattr(modeling_fast, "SMALLEST_PRODUCT", 1)
+    monkeypatch.setattr(forms, "SMALLEST_PRODUCT", 1)
     fast = bench.scores(waveforms, captions)
     bench.model.set_attn_implementation("eager")
     monkeypatch.setattr(modeling_xacle, "CPU_CACHE_BYTES", 1)
-    with speed.workbench.plain_forms():
-        plain = bench.scores(waveforms, captions)
+    monkeypatch.setenv("XACLE_FAST", "0")
+    plain = bench.scores(waveforms, captions)
     bench.model.set_attn_implementation("sdpa")
     torch.testing.assert_close(fast, plain, atol=1e-4, rtol=0)
 

@@ -17,8 +17,7 @@ TRAVELS = {
     "configuration_xacle": {"modeling_captioning", "pipeline_xacle"},
     "feature_extraction_xacle": set(),
     "processing_xacle": {"feature_extraction_xacle"},
-    "modeling_fast": set(),
-    "modeling_beats": {"configuration_xacle", "modeling_fast"},
+    "modeling_beats": {"configuration_xacle"},
     "modeling_xacle": {"configuration_xacle", "modeling_beats"},
     "modeling_captioning": {"configuration_xacle", "modeling_xacle"},
     "pipeline_xacle": {"feature_extraction_xacle", "processing_xacle"},
@@ -58,7 +57,7 @@ def test_auto_classes_and_task_know_the_names():
     assert type(AutoProcessor.from_pretrained(folder)) is modeling_xacle.XacleProcessor
     assert type(AutoFeatureExtractor.from_pretrained(folder)) is modeling_xacle.XacleFeatureExtractor
     task = PIPELINE_REGISTRY.check_task("audio-text-alignment")[1]
-    assert task["impl"] is modeling_xacle.AudioTextAlignmentPipeline
+    assert issubclass(task["impl"], modeling_xacle.AudioTextAlignmentPipeline)
 
 
 def test_bundled_model_is_small_and_carries_no_code():
