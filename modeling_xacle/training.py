@@ -25,7 +25,7 @@ from .data import check_rows, load_pairs
 from .feature_cache import AudioFeatureCache
 from .freezing import alignment_model
 from .modeling_xacle import XacleForConditionalGeneration, XacleModel
-from .processing_xacle import XacleProcessor
+from .processing_xacle import XacleProcessor, check_agreement
 from .recipes import StageArguments
 from .resuming import SETTINGS_FILE
 from .trainers import CaptionTrainer, EpochCallback, FiniteLossCallback, PairTrainer, StageTrainer
@@ -99,7 +99,9 @@ def load_start(stage: StageArguments) -> tuple[PreTrainedModel, XacleProcessor]:
             "with `xacle init --caption-likelihood`."
         )
     inner.calibration_scale, inner.calibration_offset = 1.0, 0.0  # of the earlier head
-    return model, AutoProcessor.from_pretrained(source)
+    processor = AutoProcessor.from_pretrained(source)
+    check_agreement(inner, processor)
+    return model, processor
 
 
 def load_splits(stage: StageArguments, batch_size: int) -> tuple[Dataset, Dataset]:
