@@ -319,4 +319,7 @@ class AudioTextAlignmentPipeline(Pipeline):
         registered default's local path.
         """
         self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.tokenizer.init_kwargs.pop(
+            "dtype", None
+        )  # where `pipeline(dtype=...)` leaves it; no JSON holds it
         self.processor.save_pretrained(save_directory)
