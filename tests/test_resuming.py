@@ -205,6 +205,12 @@ def test_without_a_checkpoint_none_can_be_named(command):
         look(command("--resume_from_checkpoint", "checkpoint-1"))
 
 
+def test_a_start_whose_processor_has_another_order_is_refused(command, start):
+    change_json(start / "processor_config.json", audio_first=True)
+    with pytest.raises(ValueError, match=r"captions behind the sound .* other order"):
+        look(command())
+
+
 def states(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 

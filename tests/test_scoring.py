@@ -25,6 +25,7 @@ import soundfile
 import torch
 from conftest import PARITY, SAMPLING_RATE
 from test_clap import CAPTIONS, make_clip, save_teacher
+from transformers import ByT5Tokenizer
 
 from modeling_xacle import fingerprints, pair_sources
 from modeling_xacle.clap import ClapTeacher
@@ -434,6 +435,13 @@ def test_the_signature_tells_windows_and_the_front_ends_code(align, monkeypatch)
             patch.setattr(fingerprints, name, value)
             found.add(signature(align))
     assert len(found) == 5
+
+
+def test_a_tokenizer_without_tokenizer_json_is_told_apart():
+    one, again, other = map(
+        fingerprints.tokenizer_fingerprint, (ByT5Tokenizer(), ByT5Tokenizer(), ByT5Tokenizer("</e>"))
+    )
+    assert one == again != other
 
 
 def test_the_signature_is_of_content_alone(align, model_folder, tmp_path):
