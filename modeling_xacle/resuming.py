@@ -141,12 +141,13 @@ def _find_run(stage: StageArguments, args: TrainingArguments, settings: dict[str
     earlier = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     complete = [checkpoint for checkpoint in checkpoints if is_complete(checkpoint)]
     finished = bool(earlier.get(RESULT)) and all((output / name).is_file() for name in earlier[RESULT])
-    if complete or finished:
+    of_unknown_origin = CONTENTS not in earlier and not stage.restart and any(output.glob("*.safetensors"))
+    if complete or finished or of_unknown_origin:
         _check_same_run(settings, earlier, output)
-    checkpoint = _choose_checkpoint(wanted, complete, output)
     if finished:
         logger.warning(f"This run is finished, and its result is in {output}: nothing is trained or written.")
         return EarlierRun(is_finished=True)
+    checkpoint = _choose_checkpoint(wanted, complete, output)
     for incomplete in set(checkpoints) - set(complete):
         logger.warning(f"{incomplete} is incomplete; it is deleted.")
         shutil.rmtree(incomplete)
@@ -166,8 +167,8 @@ def _check_same_run(settings: Mapping[str, Any], earlier: Mapping[str, Any], out
     remedy = "choose another --output_dir, or --restart true to begin anew there, without its checkpoints."
     if CONTENTS not in earlier:
         raise ValueError(
-            f"{output} holds a run of an earlier version, which did not record its data and its start, so that nobody "
-            f"can tell whether they are the same: {remedy}"
+            f"{output} holds checkpoints or a model, but no record of the data and the start they were made from "
+            f"(earlier versions kept none), so that this may be another run: {remedy}"
         )
     changed = [name for name, digest in settings[CONTENTS].items() if earlier[CONTENTS].get(name) != digest]
     # The same content under another name is the same; of other content, the name says where to look.
@@ -183,8 +184,8 @@ def _check_same_run(settings: Mapping[str, Any], earlier: Mapping[str, Any], out
 
 
 def _choose_checkpoint(wanted: str | bool | None, complete: Sequence[Path], output: Path) -> Path | None:
-    """The checkpoint that `--resume_from_checkpoint` names; without it, or by `true` or `last`, the last if any."""
-    if not wanted or str(wanted).lower() in LAST:
+    """The checkpoint that `--resume_from_checkpoint` names; the last by `true` or `last`, or, if any, without it."""
+    if not wanted or (complete and str(wanted).lower() in LAST):
         return complete[-1] if complete else None
     for checkpoint in complete:
         if checkpoint.resolve() == Path(str(wanted)).resolve():

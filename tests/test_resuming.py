@@ -177,11 +177,18 @@ def test_a_run_that_recorded_less_is_not_gone_on_with(begun, command):
     settings = json.loads(file.read_text())
     settings.pop(resuming.CONTENTS)
     file.write_text(json.dumps(settings))
-    with pytest.raises(ValueError, match=r"of an earlier version, which did not record its data.*--restart true"):
+    with pytest.raises(ValueError, match=r"no record of the data and the start .*earlier versions.*--restart true"):
         look(command())
     file.unlink()
-    with pytest.raises(ValueError, match="of an earlier version"):
+    with pytest.raises(ValueError, match="no record of the data and the start"):
         look(command())
+
+
+def test_a_model_that_no_run_made_is_not_replaced(command, start):
+    with pytest.raises(ValueError, match="no record of the data and the start"):
+        look(command(output_dir=start))
+    assert not (start / resuming.SETTINGS_FILE).exists()
+    assert look(command("--restart", "true", output_dir=start)) == resuming.EarlierRun()
 
 
 def test_a_checkpoint_can_be_named(begun, command, tmp_path):
@@ -201,8 +208,9 @@ def test_a_checkpoint_can_be_named(begun, command, tmp_path):
 
 
 def test_without_a_checkpoint_none_can_be_named(command):
-    with pytest.raises(ValueError, match="it has none"):
-        look(command("--resume_from_checkpoint", "checkpoint-1"))
+    for named in ("checkpoint-1", "last"):
+        with pytest.raises(ValueError, match="it has none"):
+            look(command("--resume_from_checkpoint", named))
 
 
 def test_a_start_whose_processor_has_another_order_is_refused(command, start):
