@@ -8,8 +8,8 @@ Train one stage of the alignment model: 1 captioning, 2 CLAP pseudo-labels, 3 li
 Each stage starts from the folder of the one before (runs/stage0 is what `xacle init` built), reads its default dataset
 (data/aac, data/clap_pseudo, data/xacle), follows the published recipe (arXiv 2602.00604) unless told otherwise, and
 ends in runs/stage<N>, which `pipeline("audio-text-alignment")` loads. A run that was interrupted goes on from its last
-checkpoint when the same command is given again. `--help` lists all settings; any of `transformers.TrainingArguments` is
-one.
+checkpoint when the same command is given again; with other data, another start or other settings it is refused.
+`--help` lists all settings; any of `transformers.TrainingArguments` is one.
 """
 
 import sys
@@ -19,7 +19,7 @@ from transformers import set_seed
 from modeling_xacle.cards import write_report
 from modeling_xacle.freezing import choose_trained
 from modeling_xacle.recipes import parse_arguments
-from modeling_xacle.resuming import find_checkpoint, total_batch_size, train
+from modeling_xacle.resuming import find_run, mark_finished, total_batch_size, train
 from modeling_xacle.speed import fast_forms
 from modeling_xacle.training import (
     calibrate,
@@ -36,21 +36,22 @@ def main(arguments: list[str] | None = None) -> None:
     """Arguments, data, model, trainer; train, evaluate, save."""
     stage, args = parse_arguments(arguments)
     check_processes(stage, args)
-    train_split, validation_split = load_splits(stage, total_batch_size(args))
-    checkpoint = find_checkpoint(stage, args)
+    splits = load_splits(stage, total_batch_size(args))
     model, processor = load_start(stage)
-    set_seed(args.seed)
-    model = choose_trained(model, stage)
-    trainer = make_trainer(stage, args, model, processor, train_split, validation_split)
-    with fast_forms(model):
-        train(trainer, checkpoint)
-        if stage.calibrate:
-            calibrate(trainer)
-        metrics = trainer.evaluate()
-    save_result(trainer, stage)
-    write_report(trainer, stage, metrics)
+    run = find_run(stage, args, model, processor, splits)
+    if not run.is_finished:
+        set_seed(args.seed)
+        trainer = make_trainer(stage, args, choose_trained(model, stage), processor, *splits)
+        with fast_forms(trainer.model):
+            train(trainer, run.checkpoint)
+            if stage.calibrate:
+                calibrate(trainer)
+            metrics = trainer.evaluate()
+        save_result(trainer, stage)
+        write_report(trainer, stage, metrics)
+        mark_finished(args)
     if args.push_to_hub:
-        push(trainer)
+        push(stage, args)
 
 
 if __name__ == "__main__":

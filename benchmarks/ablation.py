@@ -6,12 +6,16 @@ recipe of its released code, and the simulated listeners' ceiling, with 95 % boo
 
 makes what benchmarks/tiny.py makes, trains the other rows from the same parts, data and seed, and writes
 benchmarks/results/ablation.{json,md} and ablation_scores.csv. Each row is trained by `run_stage.py`; a row that is done
-is not done again. The ratings are a program's: the table compares methods and says nothing about human listeners.
+is not done again, and one that was made otherwise is refused. The ratings are a program's: the table compares methods
+and says nothing about human listeners.
 """
 
 import csv
 import json
+import sys
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +24,7 @@ import tiny
 import torch
 import typer
 from datasets import Dataset
+from steps import Step, do_steps
 from transformers import AutoConfig, AutoModel, AutoProcessor, set_seed
 
 from modeling_xacle.batches import PairCollator
@@ -168,19 +173,27 @@ def true_alignments(corpus: Path, ids: list[str]) -> np.ndarray:
     return np.array([alignments[id] for id in ids])
 
 
+def plan(work: Path) -> list[Step]:
+    """The steps of the bundled model, and those of the other rows."""
+    steps = tiny.plan(work)
+    for name in ("stage0", "stage1"):
+        output = f"published/{name}"
+        make = partial(without_likelihood, work / name, work / output)
+        steps.append(Step(f"{output}/processor_config.json", ["without_likelihood", name], make))
+    for output, (dataset, overlap_weight) in LABELS.items():
+        steps.append(tiny.command_step(output, tiny.label_command(dataset, output, overlap_weight), work))
+    planned = {step.folder for step in steps}
+    for run in chain.from_iterable(ROWS.values()):
+        if run.folder not in planned:
+            command = tiny.stage_command(run.stage, run.folder, run.start, **run.settings)
+            steps.append(tiny.command_step(f"{run.folder}/README.md", command, work))
+    return steps
+
+
 def collect_scores(work: Path, rows: Dataset) -> dict[str, np.ndarray]:
     """Scores `(num_pairs,)` of every row of the table."""
     scores = {"CLAP teacher alone": teacher_cosines(work / "teacher", rows)}
-    for name in ("stage0", "stage1"):
-        if not (work / "published" / name).exists():
-            without_likelihood(work / name, work / "published" / name)
-    for output, (dataset, overlap_weight) in LABELS.items():
-        if not (work / output).exists():
-            tiny.run(tiny.label_command(dataset, output, overlap_weight), work)
     for name, runs in ROWS.items():
-        for run in runs:
-            if not (work / run.folder / "README.md").exists():
-                tiny.run(tiny.stage_command(run.stage, run.folder, run.start, **run.settings), work)
         scores[name] = model_scores(work / runs[-1].folder, rows, work / "cache")
     scores["caption likelihood, mean of 2 + 3 and 1 + 2 + 3"] = np.mean([scores[name] for name in ENSEMBLE], axis=0)
     return scores
@@ -243,7 +256,7 @@ def main(
 ) -> None:
     """Train and measure every row of the table."""
     work = work.absolute()
-    tiny.build(work)
+    do_steps(work, plan(work))
     rows = load_pairs(work / "data/synthetic/xacle", "test")
     ids, references = rows["id"][:], np.array(rows["score"][:])
     truth = true_alignments(work / "data/synthetic", ids)
@@ -260,4 +273,7 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    try:
+        typer.run(main)
+    except ValueError as error:
+        sys.exit(f"error: {error}")

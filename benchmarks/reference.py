@@ -150,7 +150,8 @@ PUBLISHED_VOCABULARY = 151_936  # rows of the language model's own embedding, be
 def save_parts(model: XacleModel, folder: Path) -> None:
     """Write what the published code loads: the encoder's file, the language model's folder, the whole model's file."""
     torch.save(model.audio_tower.state_dict(), folder / "beats.pt")
-    torch.save(model.state_dict(), folder / "model.pt")
+    state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("lm_head.")}
+    torch.save(state, folder / "model.pt")
     language_model = copy.deepcopy(model.language_model)
     language_model.resize_token_embeddings(max(PUBLISHED_VOCABULARY, model.config.text_config.vocab_size))
     language_model.save_pretrained(folder / "llm")
@@ -173,5 +174,6 @@ def load(model: XacleModel, folder: Path) -> XacleModel:
     loaded.language_model = AutoModel.from_pretrained(folder / "llm", dtype=torch.float32)
     loaded.language_model.resize_token_embeddings(config.text_config.vocab_size)
     loaded.projector, loaded.score_head = XacleProjector(config), XacleScoreHead(config)
+    loaded.lm_head = None  # the published system has none
     loaded.load_state_dict(torch.load(folder / "model.pt", map_location=model.device, weights_only=True))
     return loaded.to(model.device).eval()

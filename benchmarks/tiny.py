@@ -7,10 +7,12 @@ language model, and the three stages, by the very scripts that real data goes th
 
 takes about an hour on four CPU cores (the sum of the steps, by their rates), and ends in runs/tiny/stage3.
 Each step prints its command; a step that is done is not done again, and one that was interrupted goes on where it can.
+How each was made is recorded in runs/tiny/steps: what was made otherwise is refused.
 `--install` puts the result into the package.
 """
 
 import contextlib
+import json
 import os
 import shlex
 import shutil
@@ -18,11 +20,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
+from steps import Step, do_steps, settings_of
 
 from modeling_xacle import DEFAULT_MODEL
 from modeling_xacle.building import init_model
@@ -176,16 +180,27 @@ def run(command: list[str], work: Path) -> None:
     typer.echo(f"done in {(time.perf_counter() - start) / 60:.1f} min", err=True)
 
 
+def make_start(work: Path) -> None:
+    """Build the untrained model of the parts."""
+    with contextlib.chdir(work):  # cards name the parts as they are named here
+        init_model("parts/beats", "parts/llm", "stage0", **CONFIG)
+
+
+def command_step(result: str, command: list[str], work: Path) -> Step:
+    """The step of a command of this project's, run in the work folder."""
+    return Step(result, settings_of(command), partial(run, command, work))
+
+
+def plan(work: Path) -> list[Step]:
+    """All steps, in order."""
+    commands = [command_step(*step, work) for step in steps()]
+    start = Step("stage0/processor_config.json", ["init_model", "parts", json.dumps(CONFIG)], partial(make_start, work))
+    return [*commands[: -len(STARTS)], start, *commands[-len(STARTS) :]]
+
+
 def build(work: Path) -> Path:
     """Do what is not done yet; the folder of the trained model."""
-    work.mkdir(parents=True, exist_ok=True)
-    for result, command in steps():
-        if (work / result).exists():
-            continue
-        if (work / "parts").exists() and not (work / "stage0").exists():
-            with contextlib.chdir(work):  # cards name the parts as they are named here
-                init_model("parts/beats", "parts/llm", "stage0", **CONFIG)
-        run(command, work)
+    do_steps(work, plan(work))
     return work / "stage3"
 
 
@@ -212,4 +227,7 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    try:
+        typer.run(main)
+    except ValueError as error:
+        sys.exit(f"error: {error}")

@@ -6,7 +6,7 @@ whole corpus, in shards on disk.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from transformers import AutoConfig, ClapFeatureExtractor, ClapModel, ClapProces
 from transformers.utils import logging
 
 from .feature_extraction_xacle import load_waveform
+from .fingerprints import audio_key, digest_of, front_end_code, model_fingerprint
 from .pipeline_xacle import window_spans
 
 logger = logging.get_logger(__name__)
@@ -30,8 +31,6 @@ logger = logging.get_logger(__name__)
 # Clips of "10 seconds" are often a few milliseconds longer.
 SMALLEST_WINDOW = 0.01
 PAIRS_PER_CHUNK = 65536
-# What a configuration says of where it came from, not of what the model computes.
-PROVENANCE_FIELDS = {"_name_or_path", "architectures", "dtype", "transformers_version"}
 
 
 def clip_features(
@@ -63,25 +62,6 @@ def clip_features(
     return features, lengths / lengths.sum()
 
 
-def hash_weights(digest: Any, module: torch.nn.Module) -> None:
-    """Feed all weights and buffers of a module to a digest of `hashlib`: their names, types, shapes and numbers."""
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-
-
-def model_fingerprint(model: ClapModel, processor: ClapProcessor) -> str:
-    """Hexadecimal digest of the weights, the configuration, the audio front end and the tokenizer: of the numbers."""
-    digest = hashlib.sha256()
-    hash_weights(digest, model)
-    parts = [model.config, model.config.audio_config, model.config.text_config, processor.feature_extractor]
-    fields = [{k: v for k, v in part.to_dict().items() if k not in PROVENANCE_FIELDS} for part in parts]
-    fields[0] = {name: value for name, value in fields[0].items() if not isinstance(value, dict)}
-    digest.update(json.dumps(fields, sort_keys=True, default=str).encode())
-    digest.update(processor.tokenizer.backend_tokenizer.to_str().encode())
-    return digest.hexdigest()
-
-
 class ClapTeacher:
     """
     A CLAP model with its processor: embeds clips and captions; the cosine of two embeddings says how well they match.
@@ -100,7 +80,7 @@ class ClapTeacher:
         self.model = model.eval().to(device)
         self.feature_extractor = processor.feature_extractor
         self.tokenizer = processor.tokenizer
-        self.fingerprint = model_fingerprint(model, processor)
+        self.fingerprint = digest_of([model_fingerprint(model, processor), front_end_code()])
         self._check_front_end()
 
     @classmethod
@@ -290,21 +270,6 @@ def separation_auc(positives: np.ndarray, negatives: np.ndarray) -> float:
     below = np.searchsorted(ordered, positives, side="left").sum(dtype=np.int64)
     not_above = np.searchsorted(ordered, positives, side="right").sum(dtype=np.int64)
     return float(below + not_above) / (2 * len(positives) * len(negatives))
-
-
-def audio_key(audio: Mapping[str, Any]) -> str:
-    """
-    What tells a sound from every other, and from its own earlier version: the digest of embedded bytes; or path, size
-    and time of change of a file.
-    """
-    if audio["bytes"] is not None:
-        return "sha256 " + hashlib.sha256(audio["bytes"]).hexdigest()
-    path = os.path.abspath(audio["path"])
-    try:
-        status = os.stat(path)
-    except FileNotFoundError:
-        return f"missing {path}"
-    return f"{path} {status.st_size} {status.st_mtime_ns}"
 
 
 class PairIndex:

@@ -1,7 +1,6 @@
 """The audio features of a frozen encoder, computed once for each clip and stored in files that are memory-mapped."""
 
 import hashlib
-import json
 import os
 import zlib
 from collections.abc import Callable, Iterable, Mapping
@@ -16,7 +15,7 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from .clap import hash_weights
+from .fingerprints import digest_of, front_end_code, weights_fingerprint, without_bookkeeping
 from .modeling_xacle import XacleModel
 from .processing_xacle import XacleProcessor
 from .speed import fast_forms
@@ -25,9 +24,6 @@ from .speed import fast_forms
 Augment = Callable[[torch.Tensor, int], torch.Tensor]
 # A clip that is to be encoded: its key, and the table and number of a row that has it.
 Clip = tuple[str, Dataset, int]
-
-# Settings that say what code wrote a folder, not what it computes: another library version finds the same features.
-BOOKKEEPING = {"transformers_version", "auto_map", "processor_class"}
 
 
 def content_key(audio: Mapping[str, Any]) -> str:
@@ -38,17 +34,10 @@ def content_key(audio: Mapping[str, Any]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def without_bookkeeping(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that change what is computed."""
-    return {name: value for name, value in settings.items() if name not in BOOKKEEPING}
-
-
 def weights_key(model: XacleModel) -> str:
     """Digest of all that `get_audio_features` depends on: the encoder's weights and its configuration."""
-    config = without_bookkeeping(model.config.audio_config.to_diff_dict())
-    digest = hashlib.sha256(json.dumps([config, model.config.num_audio_tokens], sort_keys=True, default=str).encode())
-    hash_weights(digest, model.audio_tower)
-    return digest.hexdigest()
+    config = without_bookkeeping(model.config.audio_config.to_dict())
+    return digest_of([config, model.config.num_audio_tokens, weights_fingerprint(model.audio_tower)])
 
 
 class Views(torch.utils.data.Dataset):
@@ -106,12 +95,12 @@ class AudioFeatureCache:
         settings = {
             "weights": weights_key(model),
             "front end": without_bookkeeping(processor.feature_extractor.to_dict()),
+            **front_end_code(),
             "dtype": self.dtype.name,
             "views": views,
             "augmentation": vars(augment) if views else None,
         }
-        name = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
-        self.folder = Path(folder).absolute() / name
+        self.folder = Path(folder).absolute() / digest_of(settings)[:16]
         self.keys: dict[str, str] = {}  # of clips that are files
 
     def load(self, audio: Mapping[str, Any], seed: int | None = None) -> torch.Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
+import torchaudio
 from torchaudio.compliance.kaldi import get_mel_banks
 from torchaudio.functional import resample
 from transformers import BatchFeature, SequenceFeatureExtractor
@@ -21,6 +22,9 @@ from transformers.utils import logging
 from transformers.utils.generic import maybe_autocast
 
 logger = logging.get_logger(__name__)
+
+# Of what is computed here; another number makes other scores and stored features.
+FRONT_END_VERSION: int = 1
 
 # Kaldi's defaults (torchaudio.compliance.kaldi.fbank), on which BEATs was trained.
 PREEMPHASIS = 0.97
@@ -35,6 +39,11 @@ LARGEST_OGG_PAGE = 65307  # bytes
 CUT_MARGIN_SECONDS = 1.0
 
 FULL_SCALE = {"int16": (0, 2.0**15), "int32": (0, 2.0**31), "uint8": (128, 2.0**7), "int8": (0, 2.0**7)}
+
+
+def audio_engine() -> str:
+    """The library that resamples and gives the mel filters, with its version."""
+    return f"torchaudio {torchaudio.__version__}"
 
 
 def load_waveform(

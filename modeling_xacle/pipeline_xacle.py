@@ -12,6 +12,7 @@ from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from transformers.utils import logging
 
 from .feature_extraction_xacle import is_batch, load_waveform
+from .processing_xacle import check_agreement
 
 logger = logging.get_logger(__name__)
 
@@ -115,12 +116,7 @@ class AudioTextAlignmentPipeline(Pipeline):
             raise ValueError(
                 "The model comes without its XacleProcessor: save one into its folder, or give `processor`."
             )
-        ids = [config.audio_start_token_id, *[config.audio_token_id] * config.num_audio_tokens]
-        if processor.audio_and_score_ids != [*ids, config.audio_end_token_id, config.score_token_id]:
-            raise ValueError(
-                "Model and processor differ in their special tokens or in the number of audio tokens: give the "
-                "processor that was saved with this model."
-            )
+        check_agreement(config, processor)
         stage = config.training_stage
         if stage < FIRST_SCORING_STAGE:
             logger.warning(
@@ -323,4 +319,7 @@ class AudioTextAlignmentPipeline(Pipeline):
         registered default's local path.
         """
         self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.tokenizer.init_kwargs.pop(
+            "dtype", None
+        )  # where `pipeline(dtype=...)` leaves it; no JSON holds it
         self.processor.save_pretrained(save_directory)

@@ -16,6 +16,35 @@ SPECIAL_TOKENS = [AUDIO_START_TOKEN, AUDIO_END_TOKEN, SCORE_TOKEN, AUDIO_TOKEN]
 IGNORED = -100  # label of a position that does not count in the loss
 
 
+def check_agreement(config: Any, processor: "XacleProcessor") -> None:
+    """
+    Check what a model's config and its processor must say alike: the special tokens, the number of audio tokens, and
+    the order of the sequence, which `caption_likelihood` decides; with it also the token that ends a caption.
+
+    Raises:
+        ValueError: They differ; the scores would have no meaning.
+    """
+    ids = [config.audio_start_token_id, *[config.audio_token_id] * config.num_audio_tokens]
+    if processor.audio_and_score_ids != [*ids, config.audio_end_token_id, config.score_token_id]:
+        raise ValueError(
+            "Model and processor differ in their special tokens or in the number of audio tokens: give the "
+            "processor that was saved with this model."
+        )
+    if processor.audio_first != config.caption_likelihood:
+        raise ValueError(
+            f"The processor puts captions {'behind' if processor.audio_first else 'before'} the sound "
+            f"(audio_first={processor.audio_first}), but the model was built for the other order "
+            f"(caption_likelihood={config.caption_likelihood}): give the processor that was saved with this model, or "
+            f'set "audio_first" to {str(config.caption_likelihood).lower()} in its processor_config.json.'
+        )
+    end = processor.tokenizer.eos_token_id
+    if config.caption_likelihood and config.end_token_id != end:
+        raise ValueError(
+            f"A caption ends with token {config.end_token_id} in the model, but with {end} in its tokenizer, so that "
+            "likelihoods would be wrong: give the processor that was saved with this model."
+        )
+
+
 class XacleProcessor(ProcessorMixin):
     r"""
     Builds the sequence caption, `[AUDIO_START]`, N x `[AUDIO]`, `[AUDIO_END]`, `[SCORE]`, padded at its end (arXiv

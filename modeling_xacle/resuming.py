@@ -1,22 +1,32 @@
-"""An interrupted run, started again with the same command: whether it is the same run, and where it goes on."""
+"""A run started again with the same command: whether it is the same run, where it goes on, or that it is finished."""
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import EarlyStoppingCallback, TrainerState, TrainingArguments
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from datasets import Dataset
+from transformers import EarlyStoppingCallback, PreTrainedModel, ProcessorMixin, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
 from .data import write_json
+from .fingerprints import model_fingerprint, split_fingerprint
 from .recipes import StageArguments
 from .trainers import StageTrainer
 
 logger = logging.get_logger(__name__)
 
 SETTINGS_FILE = "run_settings.json"
+# Keys of that file besides the settings: digests of what the run is made from; at its end, the files of its result.
+CONTENTS, RESULT = "contents", "result"
+RESULT_FILES = ("*.safetensors", "*.json", "README.md")  # without which a result is not complete
+# Values of --resume_from_checkpoint for the last one, which is also taken without it.
+LAST = ("true", "last")
 # What a run's weights depend on besides the stage's own settings; another value is another run.
 TRAINING_FIELDS = (
     "learning_rate",
@@ -54,43 +64,158 @@ def total_batch_size(args: TrainingArguments) -> int:
     return args.train_batch_size * args.world_size * args.gradient_accumulation_steps
 
 
-def find_checkpoint(stage: StageArguments, args: TrainingArguments) -> Path | None:
+@dataclass(frozen=True)
+class EarlierRun:
     """
-    The checkpoint from which an interrupted run goes on, if there is one; a checkpoint that was being written when the
-    run was killed is deleted.
+    What an earlier run of the same command has left in the output folder.
+
+    Fields:
+        checkpoint (`Path`, *optional*): Where training goes on; without one it begins.
+        is_finished (`bool`): The result is there, and nothing is left to be done.
+    """
+
+    checkpoint: Path | None = None
+    is_finished: bool = False
+
+
+def find_run(
+    stage: StageArguments,
+    args: TrainingArguments,
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    splits: Sequence[Dataset],
+) -> EarlierRun:
+    """
+    Look in the output folder for a run to go on with, and record there what this one is made from. A checkpoint that
+    was being written when a run was killed is deleted. The first process looks, for all.
+
+    Args:
+        stage (`StageArguments`), args (`TrainingArguments`): Of the run.
+        model (`PreTrainedModel`), processor (`ProcessorMixin`): Where it starts.
+        splits (two `Dataset`): What it trains on, and what it validates on.
 
     Raises:
-        ValueError: The output folder holds a run with other settings; they are listed.
+        ValueError: The output folder holds a run with other settings, on other data or from another start, all listed;
+            or `--resume_from_checkpoint` names none of its checkpoints.
     """
+
+    def find() -> EarlierRun:
+        contents = run_contents(model, processor, splits)
+        return _find_run(stage, args, {**run_settings(stage, args), CONTENTS: contents})
+
+    return on_first_process(find)
+
+
+def on_first_process(function: Callable[[], Any]) -> Any:
+    """What a function gives on the first process, on all; what it raises there is raised by all."""
+    found: list[Any] = [None, None]
+    if PartialState().is_main_process:
+        try:
+            found[0] = function()
+        except (ValueError, OSError) as error:
+            found[1] = error
+    broadcast_object_list(found)
+    if found[1] is not None:
+        raise found[1]
+    return found[0]
+
+
+def run_contents(model: PreTrainedModel, processor: ProcessorMixin, splits: Sequence[Dataset]) -> dict[str, str]:
+    """Digests of what a run is made from: the start, the rows and the sounds."""
+    contents = {"starting model": model_fingerprint(model, processor)}
+    for name, rows in zip(("training", "validation"), splits, strict=True):
+        contents |= {f"{name} {part}": digest for part, digest in split_fingerprint(rows).items()}
+    return contents
+
+
+def _find_run(stage: StageArguments, args: TrainingArguments, settings: dict[str, Any]) -> EarlierRun:
     output = Path(args.output_dir)
-    checkpoints = [path for path in output.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    checkpoints.sort(key=lambda path: int(path.name.removeprefix("checkpoint-")))
-    with args.main_process_first(desc="checkpoints"):
-        if stage.restart:
-            for checkpoint in checkpoints:
-                shutil.rmtree(checkpoint, ignore_errors=True)
+    file, checkpoints, wanted = output / SETTINGS_FILE, list_checkpoints(output), args.resume_from_checkpoint
+    if stage.restart:
+        if wanted:
+            raise ValueError("--restart deletes the checkpoints, --resume_from_checkpoint needs one: leave one out.")
         for checkpoint in checkpoints:
-            if checkpoint.exists() and not is_complete(checkpoint):
-                logger.warning(f"{checkpoint} is incomplete; it is deleted.")
-                shutil.rmtree(checkpoint, ignore_errors=True)
-    checkpoints = [checkpoint for checkpoint in checkpoints if checkpoint.exists()]
-    settings, file = run_settings(stage, args), output / SETTINGS_FILE
-    if checkpoints and file.exists():
-        _check_same_run(settings, json.loads(file.read_text()), output)
-    if args.process_index == 0:
-        output.mkdir(parents=True, exist_ok=True)
-        write_json(file, settings)
-    return checkpoints[-1] if checkpoints else None
+            shutil.rmtree(checkpoint)
+        checkpoints = []
+        file.unlink(missing_ok=True)
+    earlier = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    complete = [checkpoint for checkpoint in checkpoints if is_complete(checkpoint)]
+    finished = bool(earlier.get(RESULT)) and all((output / name).is_file() for name in earlier[RESULT])
+    of_unknown_origin = CONTENTS not in earlier and not stage.restart and any(output.glob("*.safetensors"))
+    if complete or finished or of_unknown_origin:
+        _check_same_run(settings, earlier, output)
+    if finished:
+        logger.warning(f"This run is finished, and its result is in {output}: nothing is trained or written.")
+        return EarlierRun(is_finished=True)
+    checkpoint = _choose_checkpoint(wanted, complete, output)
+    for incomplete in set(checkpoints) - set(complete):
+        logger.warning(f"{incomplete} is incomplete; it is deleted.")
+        shutil.rmtree(incomplete)
+    write_json(file, settings)
+    if checkpoint:
+        logger.warning(describe_resumption(checkpoint))
+    return EarlierRun(checkpoint)
+
+
+def list_checkpoints(output: Path) -> list[Path]:
+    """Checkpoints of an output folder, complete or not, by their steps."""
+    checkpoints = [path for path in output.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    return sorted(checkpoints, key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
 
 def _check_same_run(settings: Mapping[str, Any], earlier: Mapping[str, Any], output: Path) -> None:
-    differing = [name for name in settings if settings[name] != earlier.get(name)]
-    if differing:
-        listed = ", ".join(f"{name} {earlier.get(name)} then, {settings[name]} now" for name in differing)
+    remedy = "choose another --output_dir, or --restart true to begin anew there, without its checkpoints."
+    if CONTENTS not in earlier:
         raise ValueError(
-            f"{output} holds checkpoints of a run with other settings ({listed}): choose another --output_dir, or "
-            "--restart true to delete them."
+            f"{output} holds checkpoints or a model, but no record of the data and the start they were made from "
+            f"(earlier versions kept none), so that this may be another run: {remedy}"
         )
+    changed = [name for name, digest in settings[CONTENTS].items() if earlier[CONTENTS].get(name) != digest]
+    # The same content under another name is the same; of other content, the name says where to look.
+    compared = [name for name in settings if name != CONTENTS and (changed or name not in ("data", "model"))]
+    listed = [f"other {name}" for name in changed]
+    listed += [
+        f"{name} {earlier.get(name)} then, {settings[name]} now"
+        for name in compared
+        if settings[name] != earlier.get(name)
+    ]
+    if listed:
+        raise ValueError(f"{output} holds a run with other settings ({', '.join(listed)}): {remedy}")
+
+
+def _choose_checkpoint(wanted: str | bool | None, complete: Sequence[Path], output: Path) -> Path | None:
+    """The checkpoint that `--resume_from_checkpoint` names; the last by `true` or `last`, or, if any, without it."""
+    if not wanted or (complete and str(wanted).lower() in LAST):
+        return complete[-1] if complete else None
+    for checkpoint in complete:
+        if checkpoint.resolve() == Path(str(wanted)).resolve():
+            return checkpoint
+    there = f"there are {', '.join(path.name for path in complete)}" if complete else "it has none"
+    raise ValueError(
+        f"--resume_from_checkpoint {wanted}: is no complete checkpoint of {output} ({there}). Leave it out: the same "
+        "command goes on from the last checkpoint by itself."
+    )
+
+
+def describe_resumption(checkpoint: Path) -> str:
+    """From which step and epoch of how many a run goes on, in a sentence."""
+    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    place = (
+        f"step {state.global_step} of {state.max_steps} (epoch {state.epoch or 0:.4g} of {state.num_train_epochs}), "
+        f"{checkpoint}"
+    )
+    if state.global_step >= state.max_steps or had_stopped(checkpoint):
+        return f"Training had ended at {place}; what comes after it is done again."
+    return f"Resuming from {place}."
+
+
+def mark_finished(args: TrainingArguments) -> None:
+    """Record that the result is complete, and which files of the output folder it is."""
+    if args.process_index:
+        return
+    file = Path(args.output_dir, SETTINGS_FILE)
+    names = {path.name for pattern in RESULT_FILES for path in file.parent.glob(pattern)} - {SETTINGS_FILE}
+    write_json(file, {**json.loads(file.read_text(encoding="utf-8")), RESULT: sorted(names)})
 
 
 def is_complete(checkpoint: Path) -> bool:

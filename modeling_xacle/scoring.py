@@ -16,7 +16,8 @@ from tqdm import tqdm
 from transformers import AutoConfig, pipeline
 
 from . import DEFAULT_MODEL, __version__
-from .clap import ClapTeacher, model_fingerprint
+from .clap import ClapTeacher
+from .fingerprints import digest_of, front_end_code, processor_settings, weights_fingerprint, without_bookkeeping
 from .pair_sources import PairSource
 from .pipeline_xacle import AudioTextAlignmentPipeline
 from .provenance import commit_of
@@ -214,16 +215,19 @@ def score_pending(
 
 def scorer_settings(align: AudioTextAlignmentPipeline, options: TableOptions) -> dict[str, Any]:
     """All that a score depends on, besides the clip and the caption, as JSON has it."""
-    front_end = align.processor.feature_extractor.to_dict()
+    settings = processor_settings(align.processor)
     zero_shot = isinstance(align, ZeroShotAlignmentPipeline)
     return {
-        "weights": f"sha256 {model_fingerprint(align.model, align.processor)}",
+        "weights": f"sha256 {weights_fingerprint(align.model)}",
+        "config": f"sha256 {digest_of(without_bookkeeping(align.model.config.to_dict()))}",
         "version": __version__,
         "dtype": str(align.compute_dtype if zero_shot else align.model.dtype).removeprefix("torch."),
         "scale": "cosine" if zero_shot and not align.map_cosine else "0-10",
         **options.call_arguments,
-        "max_text_tokens": align.max_text_tokens if zero_shot else align.processor.max_text_tokens,
-        "front_end": {name: value for name, value in front_end.items() if isinstance(value, (str, int, float))},
+        "max_text_tokens": align.max_text_tokens if zero_shot else settings.pop("max_text_tokens"),
+        "front_end": settings.pop("feature_extractor"),
+        "processor": settings,
+        **front_end_code(),
     }
 
 

@@ -119,7 +119,14 @@ class ScoringFiles:
     def _check(self) -> None:
         for file in (self.work / SETTINGS, self.sidecar):
             if file.is_file():
-                changed = _differences(json.loads(file.read_text(encoding="utf-8")), self.description)
+                begun = json.loads(file.read_text(encoding="utf-8"))
+                if begun.get("scorer", {}).keys() != self.description["scorer"].keys():
+                    raise ValueError(
+                        f"{self.output}: was begun by another version of this package, which recorded other settings "
+                        "of a score, so that it cannot be continued; choose another output, or begin anew with "
+                        "--restart."
+                    )
+                changed = _differences(begun, self.description)
                 if changed:
                     raise ValueError(
                         f"{self.output}: was begun with another {', '.join(changed)}; choose another output, or begin "

@@ -26,7 +26,7 @@ from .feature_cache import AudioFeatureCache
 from .freezing import alignment_model
 from .modeling_captioning import XacleForConditionalGeneration
 from .modeling_xacle import XacleModel
-from .processing_xacle import XacleProcessor
+from .processing_xacle import XacleProcessor, check_agreement
 from .recipes import StageArguments
 from .resuming import SETTINGS_FILE
 from .trainers import CaptionTrainer, EpochCallback, FiniteLossCallback, PairTrainer, StageTrainer
@@ -100,7 +100,9 @@ def load_start(stage: StageArguments) -> tuple[PreTrainedModel, XacleProcessor]:
             "with `xacle init --caption-likelihood`."
         )
     inner.calibration_scale, inner.calibration_offset = 1.0, 0.0  # of the earlier head
-    return model, AutoProcessor.from_pretrained(source)
+    processor = AutoProcessor.from_pretrained(source)
+    check_agreement(inner, processor)
+    return model, processor
 
 
 def load_splits(stage: StageArguments, batch_size: int) -> tuple[Dataset, Dataset]:
@@ -241,7 +243,7 @@ def save_result(trainer: StageTrainer, stage: StageArguments) -> None:
     trainer.save_model(str(output), _internal_call=True)  # else Trainer would upload too, pickles included
 
 
-def push(trainer: StageTrainer) -> str:
+def push(stage: StageArguments, args: TrainingArguments) -> str:
     """
     Upload the output folder to `--hub_model_id` (by default a repository named like the folder): model, processor,
     code, card and curves, but no checkpoints, logs or pickles. An upload that failed is done by the same command again.
@@ -252,22 +254,20 @@ def push(trainer: StageTrainer) -> str:
     Raises:
         OSError: The upload failed; the output folder is complete.
     """
-    if not trainer.is_world_process_zero():
+    if args.process_index:
         return ""
-    args = trainer.args
     api = HfApi(token=args.hub_token)
     name = args.hub_model_id or Path(args.output_dir).absolute().name
     repository = api.create_repo(name, private=args.hub_private_repo, exist_ok=True)
     if args.hub_revision:
         api.create_branch(repository.repo_id, branch=args.hub_revision, exist_ok=True)
-    stage = alignment_model(trainer.model).config.training_stage
     try:
         api.upload_folder(
             repo_id=repository.repo_id,
             folder_path=args.output_dir,
             revision=args.hub_revision,
             ignore_patterns=NOT_UPLOADED,
-            commit_message=f"Trained by run_stage.py --stage {stage}",
+            commit_message=f"Trained by run_stage.py --stage {stage.stage}",
         )
     except (RuntimeError, OSError) as error:
         reason = f"{error} {error.__cause__ or ''}"

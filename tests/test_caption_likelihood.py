@@ -72,6 +72,16 @@ def test_the_gradient_reaches_the_language_model_through_the_likelihood(parts, n
     assert model.score_head.likelihood.weight.grad.abs().sum() > 0
 
 
+def test_a_processor_that_orders_or_ends_captions_otherwise_is_refused(parts, folder):
+    model, _ = parts
+    before, other_end = AutoProcessor.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    before.audio_first = False
+    other_end.tokenizer.eos_token = "[SCORE]"
+    for processor, reason in ((before, "captions before the sound"), (other_end, "A caption ends with token")):
+        with pytest.raises(ValueError, match=rf"{reason}.*the processor that was saved with this model"):
+            pipeline("audio-text-alignment", model=model, processor=processor, device="cpu")
+
+
 def test_captions_before_the_sound_are_refused(parts, noise):
     model, processor = parts
     processor.audio_first = False

@@ -13,6 +13,7 @@ from conftest import SAMPLING_RATE, run_processes
 from torch.utils.data import DataLoader
 from transformers import AutoModel, AutoProcessor
 
+from modeling_xacle import fingerprints
 from modeling_xacle.batches import AUGMENTATION_SEED, PairCollator, SpecAugment, TrainingRows
 from modeling_xacle.data import make_dataset
 from modeling_xacle.feature_cache import AudioFeatureCache
@@ -102,6 +103,15 @@ def test_a_later_run_finds_what_is_stored(tmp_path, model_folder, model, process
         later.load(dataset[2]["audio"])
     later.fill([dataset], again)
     assert encoded == [2] and len(files(tmp_path)) == 3
+
+
+def test_another_front_end_has_another_folder(tmp_path, model, processor, monkeypatch):
+    folders = {AudioFeatureCache(tmp_path, model, processor).folder}
+    for name, value in {"FRONT_END_VERSION": -1, "audio_engine": lambda: "another"}.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(fingerprints, name, value)
+            folders.add(AudioFeatureCache(tmp_path, model, processor).folder)
+    assert len(folders) == 3
 
 
 def test_what_changes_the_features_changes_the_folder(tmp_path, model_folder, model, processor):

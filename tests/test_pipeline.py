@@ -307,5 +307,8 @@ def test_a_processor_of_another_model(model, processor):
     other = XacleProcessor(processor.feature_extractor, processor.tokenizer, num_audio_tokens=50)
     with pytest.raises(ValueError, match="differ in their special tokens or in the number of audio tokens"):
         pipeline("audio-text-alignment", model=model, processor=other, device="cpu")
+    other = XacleProcessor(processor.feature_extractor, processor.tokenizer, audio_first=True)
+    with pytest.raises(ValueError, match=r"captions behind the sound.*other order.*processor that was saved with this"):
+        pipeline("audio-text-alignment", model=model, processor=other, device="cpu")
     with pytest.raises(ValueError, match="A qwen2 model cannot do this task"):
         pipeline("audio-text-alignment", model=model.language_model, processor=processor, device="cpu")

@@ -1,12 +1,14 @@
 """Scoring tables: every row accounted for, each clip encoded once, the same bytes whatever interrupts or shares it."""
 
 import csv
+import functools
 import io
 import json
 import multiprocessing
 import os
 import pickle
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -23,14 +25,23 @@ import soundfile
 import torch
 from conftest import PARITY, SAMPLING_RATE
 from test_clap import CAPTIONS, make_clip, save_teacher
+from transformers import ByT5Tokenizer
 
-from modeling_xacle import pair_sources
+from modeling_xacle import fingerprints, pair_sources
 from modeling_xacle.clap import ClapTeacher
 from modeling_xacle.data import make_dataset, save_dataset
 from modeling_xacle.feature_extraction_xacle import load_waveform
 from modeling_xacle.pair_sources import Clip, PairSource
 from modeling_xacle.pipeline_xacle import AudioTextAlignmentPipeline
-from modeling_xacle.scoring import TableOptions, describe, load_scorer, score_pending, score_table
+from modeling_xacle.scoring import (
+    TableOptions,
+    describe,
+    load_scorer,
+    score_pending,
+    score_table,
+    scorer_settings,
+    scorer_signature,
+)
 from modeling_xacle.scoring_files import RecordReader, ScoringFiles, read_records
 from modeling_xacle.scoring_groups import CLIPS_PER_GROUP, ClipLoader, PassSize, groups_of
 
@@ -339,6 +350,113 @@ def test_another_table_or_other_settings_are_refused(begun, align, clips, table,
         score_table(stand_in, pairs, output, TableOptions(signature=True))
     report = score_table(stand_in, other, output, TableOptions(restart=True))
     assert report.scored == len(read_rows(output)) == 1
+
+
+def test_a_sequence_in_another_order_does_not_continue_a_table(align, table, tmp_path, monkeypatch):
+    output, pairs = tmp_path / "o.csv", PairSource(table)
+    score_table(StandIn(align), pairs, output)
+    monkeypatch.setattr(align.processor, "audio_first", True)
+    with pytest.raises(ValueError, match=r"begun with another scorer\.processor; choose another output"):
+        score_table(StandIn(align), pairs, output)
+
+
+def test_a_table_of_another_version_that_recorded_less_is_not_continued(align, table, tmp_path):
+    output, pairs = tmp_path / "o.csv", PairSource(table)
+    score_table(StandIn(align), pairs, output)
+    sidecar = json.loads((tmp_path / "o.csv.json").read_text())
+    sidecar["scorer"].pop("processor")
+    (tmp_path / "o.csv.json").write_text(json.dumps(sidecar))
+    with pytest.raises(ValueError, match=r"by another version of this package, which recorded other.*--restart"):
+        score_table(StandIn(align), pairs, output)
+
+
+def signature(align, **options):
+    return scorer_signature(scorer_settings(align, TableOptions(**options)))
+
+
+def set_to(path, value):
+    """A function that sets an attribute of a pipeline, at any depth."""
+    *parents, name = path.split(".")
+
+    def change(align):
+        setattr(functools.reduce(getattr, parents, align), name, value)
+
+    return change
+
+
+def move_weight(part):
+    def change(align):
+        with torch.no_grad():
+            next(getattr(align.model, part).parameters()).view(-1)[0] += 1e-3
+
+    return change
+
+
+CHANGES = {
+    **{f"weights of {part}": move_weight(part) for part in ("audio_tower", "projector", "language_model")},
+    "weights of score_head": move_weight("score_head"),
+    "dtype": lambda align: align.model.to(torch.bfloat16),
+    "order": set_to("processor.audio_first", True),
+    "caption length": set_to("processor.max_text_tokens", 9),
+    "audio tokens of the processor": set_to("processor.num_audio_tokens", 9),
+    "word": lambda align: align.processor.tokenizer.add_tokens(["zzz"]),
+    "end of text": lambda align: align.processor.tokenizer.add_special_tokens({"eos_token": "[SCORE]"}),
+    **{f"front end, {name}": set_to(f"processor.feature_extractor.{name}", 7) for name in (
+        "sampling_rate", "padding_value", "max_seconds", "frame_length_ms", "frame_shift_ms", "mel_mean", "mel_std"
+    )},
+    **{f"config, {name}": set_to(f"model.config.{name}", value) for name, value in {
+        "num_audio_tokens": 9,
+        "score_min": -1.0,
+        "score_max": 5.0,
+        "calibration_scale": 2.0,
+        "calibration_offset": 0.5,
+        "apply_calibration": False,
+        "caption_likelihood": True,
+        "text_config.rms_norm_eps": 1e-3,
+        "text_config.rope_parameters": {"rope_type": "default", "rope_theta": 5.0},
+        "audio_config.layer_norm_eps": 1e-3,
+        "audio_config.relative_position_max_distance": 7,
+    }.items()},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_the_signature_tells_all_that_a_score_depends_on(change, model_folder):
+    align = load_scorer(model_folder, "cpu")
+    before = signature(align)
+    change(align)
+    assert signature(align) != before
+
+
+def test_the_signature_tells_windows_and_the_front_ends_code(align, monkeypatch):
+    found = {signature(align), signature(align, window_seconds=5), signature(align, window_seconds=5, hop_seconds=1)}
+    for name, value in {"FRONT_END_VERSION": -1, "audio_engine": lambda: "another"}.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(fingerprints, name, value)
+            found.add(signature(align))
+    assert len(found) == 5
+
+
+def test_a_tokenizer_without_tokenizer_json_is_told_apart():
+    one, again, other = map(
+        fingerprints.tokenizer_fingerprint, (ByT5Tokenizer(), ByT5Tokenizer(), ByT5Tokenizer("</e>"))
+    )
+    assert one == again != other
+
+
+def test_the_signature_is_of_content_alone(align, model_folder, tmp_path):
+    before = signature(align)
+    folder = shutil.copytree(model_folder, tmp_path / "elsewhere")
+    for name in ("config.json", "processor_config.json"):
+        settings = json.loads((folder / name).read_text()) | {"transformers_version": "6.0", "training_stage": 2}
+        (folder / name).write_text(json.dumps(settings))
+    other = load_scorer(folder, "cpu")
+    other.processor.chat_template = "{{ messages }}"
+    other.model.set_attn_implementation("eager")
+    other.processor.tokenizer(TEXTS, padding=True, truncation=True, max_length=5)  # leaves its traces in the tokenizer
+    assert signature(other, batch_size=3, workers=2, prefix="our_", restart=True) == before
+    other.save_pretrained(tmp_path / "again")
+    assert signature(load_scorer(tmp_path / "again", "cpu")) == before
 
 
 def test_what_was_not_written_here_is_not_replaced(align, table, tmp_path):

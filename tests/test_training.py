@@ -390,6 +390,7 @@ def test_an_incomplete_checkpoint_is_not_resumed_from(pairs, model_folder, tmp_p
     arguments = command(3, pairs, model_folder, tmp_path / "run")
     run_stage.main(arguments)
     first = weights(tmp_path / "run")
+    (tmp_path / "run/model.safetensors").unlink()
     (tmp_path / "run/checkpoint-6/trainer_state.json").write_text('{"epoch": 1.')
     run_stage.main(arguments)
     for name, tensor in weights(tmp_path / "run").items():
