@@ -15,7 +15,6 @@ from unittest.mock import patch
 
 import torch
 from torch.nn import functional
-from torchaudio.compliance import kaldi
 
 from modeling_xacle.feature_extraction_xacle import WAVEFORM_SCALE, XacleFeatureExtractor
 from modeling_xacle.modeling_beats import BeatsAttention, BeatsLayer, BeatsModel
@@ -37,7 +36,14 @@ def plain_products() -> Iterator[None]:
 
 
 def log_mel(extractor: XacleFeatureExtractor, waveforms: torch.Tensor) -> torch.Tensor:
-    """Normalised spectrograms `(batch_size, num_frames, num_mel_bins)` of waveforms `(batch_size, samples)`."""
+    """
+    Normalised spectrograms `(batch_size, num_frames, num_mel_bins)` of waveforms `(batch_size, samples)`, by torchaudio
+    as published.
+    """
+    try:
+        from torchaudio.compliance import kaldi
+    except ImportError as error:
+        raise ImportError("The reference's spectrograms need torchaudio: `pip install -e '.[torchaudio]'`.") from error
     clips = [
         kaldi.fbank(
             waveform[None] * WAVEFORM_SCALE,
