@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 from torch.nn import functional
-from torchaudio.compliance import kaldi
 from transformers import AutoModel
 
 from modeling_xacle.feature_extraction_xacle import WAVEFORM_SCALE, XacleFeatureExtractor
@@ -28,7 +27,14 @@ LOGIT_SHRINKAGE = 32.0
 
 
 def log_mel(extractor: XacleFeatureExtractor, waveforms: torch.Tensor) -> torch.Tensor:
-    """Normalised spectrograms `(batch_size, num_frames, num_mel_bins)` of waveforms `(batch_size, samples)`."""
+    """
+    Normalised spectrograms `(batch_size, num_frames, num_mel_bins)` of waveforms `(batch_size, samples)`, by torchaudio
+    as published.
+    """
+    try:
+        from torchaudio.compliance import kaldi
+    except ImportError as error:
+        raise ImportError("The reference's spectrograms need torchaudio: `pip install -e '.[torchaudio]'`.") from error
     clips = [
         kaldi.fbank(
             waveform[None] * WAVEFORM_SCALE,

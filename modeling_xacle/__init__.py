@@ -1,8 +1,15 @@
 """How well does a sound match a caption? Importing this package tells the Auto classes and `pipeline` about "xacle"."""
 
 import os
+import warnings
 from pathlib import Path
 
+from .installation import torchaudio_problem
+
+if problem := torchaudio_problem():
+    warnings.warn(problem, RuntimeWarning, stacklevel=2)
+
+# isort: split
 from transformers import (
     AutoConfig,
     AutoFeatureExtractor,

@@ -18,6 +18,8 @@ from transformers.utils import logging
 
 from . import __version__
 from .configuration_xacle import XacleConfig
+from .feature_extraction_xacle import audio_engine
+from .installation import torchaudio_problem
 from .modeling_xacle import XacleModel
 from .provenance import commit_of, made_from, read_card
 from .recipes import STAGES
@@ -31,7 +33,6 @@ EXPECTED_FILE = "doctor.json"
 TOLERANCES = {"float32": 1e-3, "bfloat16": 0.25}
 PACKAGES = (
     "torch",
-    "torchaudio",
     "transformers",
     "huggingface_hub",
     "accelerate",
@@ -282,14 +283,17 @@ def devices() -> list[str]:
 
 def diagnose() -> dict[str, Any]:
     """Versions, devices and the self-check, as JSON has them; `healthy` says whether all is well."""
-    packages, checks = package_versions(), self_check()
+    packages, checks, torchaudio = package_versions(), self_check(), torchaudio_problem()
+    problems = [torchaudio, *(check["problem"] for check in checks)]
     return {
-        "healthy": "missing" not in packages.values() and not any(check["problem"] for check in checks),
+        "healthy": "missing" not in packages.values() and not any(problems),
         "modeling-xacle": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": packages,
         "libsndfile": soundfile.__libsndfile_version__,
+        "audio_engine": audio_engine(),
+        "torchaudio_problem": torchaudio,
         "cuda": torch.version.cuda,
         "devices": devices(),
         "self_check": checks,
@@ -299,9 +303,11 @@ def diagnose() -> dict[str, Any]:
 def report_lines(report: Mapping[str, Any]) -> Iterator[str]:
     """What `diagnose` gives, as a block to paste into a bug report."""
     yield "```text"
-    for name in ("modeling-xacle", "python", "platform", "libsndfile", "cuda"):
-        yield f"{name} {report[name]}"
+    for name in ("modeling-xacle", "python", "platform", "libsndfile", "audio_engine", "cuda"):
+        yield f"{name.replace('_', ' ')} {report[name]}"
     yield ", ".join(f"{name} {number}" for name, number in report["packages"].items())
+    if report["torchaudio_problem"]:
+        yield f"FAILED, {report['torchaudio_problem']}"
     yield from report["devices"]
     for check in report["self_check"]:
         verdict = f"FAILED, {check['problem']}" if check["problem"] else "passed"

@@ -4,26 +4,25 @@ spectrogram).
 """
 
 import io
+import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from numbers import Number
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import soundfile
 import torch
-import torchaudio
-from torchaudio.compliance.kaldi import get_mel_banks
-from torchaudio.functional import resample
 from transformers import BatchFeature, SequenceFeatureExtractor
 from transformers.utils import logging
 from transformers.utils.generic import maybe_autocast
 
 logger = logging.get_logger(__name__)
 
-# Of what is computed here; another number makes other scores and stored features.
+# Raise it when the numbers that the front end computes change: scores and stored features before and after then differ.
 FRONT_END_VERSION: int = 1
 
 # Kaldi's defaults (torchaudio.compliance.kaldi.fbank), on which BEATs was trained.
@@ -35,23 +34,90 @@ LARGEST_PEAK = 10.0
 # What streaming writers (ffmpeg, SoX) put into a WAV header when they cannot know the length.
 UNKNOWN_LENGTH = 0x7FFFF000
 LARGEST_OGG_PAGE = 65307  # bytes
+# A resampled value is a sum of samples, weighted by a sinc function up to its sixth zero on either side, whose cutoff
+# lies a little below half the lower rate.
+SINC_ZEROS = 6
+SINC_ROLLOFF = 0.99
+# Rates without a large common divisor have kernels of gigabytes, which are not kept.
+LARGEST_KEPT_KERNEL = 2**22  # weights
 # Read beyond the cut, so that the resampling filter sees the same samples as with the whole file.
 CUT_MARGIN_SECONDS = 1.0
 
 FULL_SCALE = {"int16": (0, 2.0**15), "int32": (0, 2.0**31), "uint8": (128, 2.0**7), "int8": (0, 2.0**7)}
 
 
+@lru_cache(maxsize=1)
+def _torchaudio() -> ModuleType | None:
+    """torchaudio where it imports; its last release does not beside most versions of torch."""
+    try:
+        import torchaudio.compliance.kaldi
+        import torchaudio.functional
+    except (ImportError, OSError, RuntimeError):  # not installed; another torch's library; another CUDA
+        return None
+    return torchaudio
+
+
 def audio_engine() -> str:
-    """The library that resamples and gives the mel filters, with its version."""
-    return f"torchaudio {torchaudio.__version__}"
+    """
+    Names what resamples and makes mel filters: `torchaudio 2.11.0`, say, or `built-in`, which computes the same numbers
+    where torchaudio is missing or does not import beside the torch that is installed.
+    """
+    engine = _torchaudio()
+    return f"torchaudio {engine.__version__.split('+')[0]}" if engine else "built-in"
+
+
+def resample(samples: torch.Tensor, rate: int, target_rate: int) -> torch.Tensor:
+    """Samples `(channels, samples)`, float32, from one rate in Hz to another: `(channels, resampled)`."""
+    engine = _torchaudio()
+    return (engine.functional.resample if engine else sinc_resample)(samples, rate, target_rate)
+
+
+def sinc_resample(samples: torch.Tensor, rate: int, target_rate: int) -> torch.Tensor:
+    """
+    Resample by band-limited interpolation (J. O. Smith, "Digital Audio Resampling Home Page"), equal bit for bit to
+    `torchaudio.functional.resample` with its defaults.
+
+    Args:
+        samples (`torch.Tensor` of shape `(channels, samples)`): In float32.
+        rate (`int`), target_rate (`int`): In Hz.
+
+    Returns:
+        `torch.Tensor` of shape `(channels, resampled)`.
+    """
+    common = math.gcd(rate, target_rate)
+    rate, target_rate = rate // common, target_rate // common
+    is_kept = rate * target_rate <= LARGEST_KEPT_KERNEL
+    kernel = (_sinc_kernel if is_kept else _sinc_kernel.__wrapped__)(rate, target_rate).to(samples.device)
+    reach = (kernel.shape[-1] - rate) // 2
+    padded = torch.nn.functional.pad(samples, (reach, reach + rate)).unsqueeze(1)
+    periods = torch.nn.functional.conv1d(padded, kernel, stride=rate)  # (C, 1, N) -> (C, target_rate, periods)
+    # The length is rounded to float32 first, as there: long clips may end a sample earlier.
+    length = math.ceil(np.float32(target_rate * samples.shape[-1] / rate))
+    return periods.mT.flatten(1)[:, :length]
+
+
+@lru_cache(maxsize=8)
+def _sinc_kernel(rate: int, target_rate: int) -> torch.Tensor:
+    """
+    Weights `(target_rate, 1, taps)` of the samples around each of the `target_rate` resampled values that lie in `rate`
+    samples (rates in lowest terms): a sinc function under a Hann window.
+    """
+    cutoff = SINC_ROLLOFF * min(rate, target_rate)
+    reach = math.ceil(SINC_ZEROS * rate / cutoff)
+    samples = torch.arange(-reach, reach + rate, dtype=torch.float32) / rate
+    resampled = torch.arange(target_rate, dtype=torch.float32)[:, None, None] / target_rate
+    zeros = ((samples - resampled) * cutoff).clamp(-SINC_ZEROS, SINC_ZEROS)  # distance, in zeros of the sinc function
+    angle = zeros * math.pi
+    window = torch.cos(angle / (2 * SINC_ZEROS)).square()
+    sinc = torch.where(angle == 0, 1.0, angle.sin() / angle)
+    return sinc * (window * (cutoff / rate))
 
 
 def load_waveform(
     audio: Any, sampling_rate: int | None = None, target_sampling_rate: int = 16000, max_seconds: float | None = None
 ) -> tuple[torch.Tensor, list[str]]:
     """
-    Load any audio as a mono waveform at the target rate: resampled (`torchaudio.functional.resample`), then averaged
-    over channels.
+    Load any audio as a mono waveform at the target rate: resampled ([`resample`]), then averaged over channels.
 
     Args:
         audio: A path; the bytes of a file, or an open binary file; samples as `np.ndarray`, `torch.Tensor` or list, of
@@ -269,6 +335,23 @@ def kaldi_log_mel(
     return energies.clamp(min=torch.finfo(torch.float32).eps).log()
 
 
+def mel_filters(num_mel_bins: int, fft_size: int, sampling_rate: int) -> torch.Tensor:
+    """
+    Kaldi's triangular filters `(num_mel_bins, fft_size / 2)` (`feat/mel-computations.cc`), evenly spread over the mel
+    scale from 20 Hz to half the sampling rate; equal bit for bit to `torchaudio.compliance.kaldi.get_mel_banks`.
+    """
+
+    def mel(hertz: Any, log: Callable) -> Any:
+        return 1127.0 * log(1.0 + hertz / 700.0)
+
+    lowest, highest = mel(LOWEST_MEL_HZ, math.log), mel(sampling_rate / 2, math.log)
+    corners = lowest + torch.arange(num_mel_bins + 2)[:, None] * ((highest - lowest) / (num_mel_bins + 1))
+    left, centre, right = corners[:-2], corners[1:-1], corners[2:]  # 3 x (F, 1)
+    mels = mel(torch.arange(fft_size // 2) * (sampling_rate / fft_size), torch.log)  # (W'/2,)
+    rising, falling = (mels - left) / (centre - left), (right - mels) / (right - centre)  # 2 x (F, W'/2)
+    return torch.minimum(rising, falling).clamp(min=0)
+
+
 @lru_cache(maxsize=8)
 def _window_and_filters(sampling_rate: int, num_mel_bins: int, window_size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """
@@ -277,7 +360,11 @@ def _window_and_filters(sampling_rate: int, num_mel_bins: int, window_size: int)
     """
     fft_size = 1 << (window_size - 1).bit_length()
     window = torch.hann_window(window_size, periodic=False).pow(0.85)
-    filters, _ = get_mel_banks(num_mel_bins, fft_size, sampling_rate, LOWEST_MEL_HZ, 0.0, 100.0, -500.0, 1.0)
+    if engine := _torchaudio():
+        options = (LOWEST_MEL_HZ, 0.0, 100.0, -500.0, 1.0)  # up to half the rate, no vocal tract normalisation
+        filters, _ = engine.compliance.kaldi.get_mel_banks(num_mel_bins, fft_size, sampling_rate, *options)
+    else:
+        filters = mel_filters(num_mel_bins, fft_size, sampling_rate)
     return window, torch.nn.functional.pad(filters, (0, 1)).T.contiguous()
 
 

@@ -2,14 +2,18 @@
 
 import configparser
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from conftest import PARITY
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from modeling_xacle import diagnostics
+from modeling_xacle import diagnostics, installation
+from modeling_xacle.feature_extraction_xacle import audio_engine
 
 SETUP = PARITY.parents[2] / "setup.cfg"
 
@@ -121,6 +125,64 @@ def test_a_missing_package_is_told(monkeypatch):
     report = diagnostics.diagnose()
     assert report["packages"] == {"numpy": np.__version__, "no-such-package": "missing"}
     assert not report["healthy"]
+
+
+@pytest.fixture
+def broken_torchaudio(tmp_path, monkeypatch):
+    """An installed torchaudio whose import raises what it is told to."""
+
+    def make(code):
+        metadata = tmp_path / "torchaudio-9.9.dist-info" / "METADATA"
+        metadata.parent.mkdir()
+        metadata.write_text("Metadata-Version: 2.1\nName: torchaudio\nVersion: 9.9\n")
+        (tmp_path / "torchaudio").mkdir()
+        (tmp_path / "torchaudio" / "__init__.py").write_text(code)
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setitem(sys.modules, "torchaudio", None)  # to have it back at the end
+        del sys.modules["torchaudio"]
+        return tmp_path
+
+    return make
+
+
+def test_the_audio_engine_is_told(xacle):
+    assert f"audio engine {audio_engine()}" in xacle("doctor").splitlines()
+
+
+def test_beside_a_torchaudio_that_does_not_import_the_package_works_and_tells_the_remedy(broken_torchaudio):
+    """In a process of its own, where nothing was imported before."""
+    path = os.pathsep.join([str(broken_torchaudio("raise RuntimeError('another CUDA')")), str(SETUP.parent)])
+    code = """
+from modeling_xacle import feature_extraction_xacle, installation
+print(feature_extraction_xacle.audio_engine(), installation.torchaudio_problem(), sep="|")
+"""
+    environment = os.environ | {"PYTHONPATH": path}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr
+    engine, problem = done.stdout.strip().split("|")
+    assert engine == "built-in"
+    assert problem.startswith("torchaudio 9.9 is installed but does not import beside torch")
+    assert "`pip uninstall torchaudio`" in problem and '"another CUDA"' in problem
+    assert problem in done.stderr
+
+
+def test_a_torchaudio_that_does_not_import_is_a_finding(xacle, monkeypatch):
+    monkeypatch.setattr(diagnostics, "torchaudio_problem", lambda: "torchaudio does not import")
+    monkeypatch.setattr(diagnostics, "self_check", list)
+    assert "FAILED, torchaudio does not import" in list(diagnostics.report_lines(diagnostics.diagnose()))
+    xacle("doctor", expect=1)
+
+
+@pytest.mark.parametrize("error", ["ImportError", "OSError", "RuntimeError"])
+def test_whatever_a_torchaudio_of_another_torch_raises_is_told(error, broken_torchaudio):
+    broken_torchaudio(f"raise {error}('reason')")
+    assert '"reason"' in installation.torchaudio_problem.__wrapped__()
+
+
+def test_other_errors_of_torchaudio_are_not_hidden(broken_torchaudio):
+    broken_torchaudio("raise KeyError('a mistake')")
+    with pytest.raises(KeyError, match="a mistake"):
+        installation.torchaudio_problem.__wrapped__()
 
 
 def test_all_required_packages_are_named():

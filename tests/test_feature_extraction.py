@@ -1,17 +1,18 @@
 """The audio loader and the log-mel front end."""
 
 import io
+import sys
 import types
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import SAMPLING_RATE
-from torchaudio.compliance import kaldi
+from conftest import EXPECTED, PARITY, SAMPLING_RATE
 from transformers import AutoFeatureExtractor
 
-from modeling_xacle import XacleFeatureExtractor, load_waveform
+from modeling_xacle import XacleFeatureExtractor, feature_extraction_xacle, load_waveform
+from modeling_xacle.feature_extraction_xacle import audio_engine, mel_filters, resample, sinc_resample
 
 
 def write(path, samples, rate=SAMPLING_RATE, **kwargs):
@@ -19,7 +20,26 @@ def write(path, samples, rate=SAMPLING_RATE, **kwargs):
     return path
 
 
-def test_log_mel_equals_torchaudio(noise):
+@pytest.fixture
+def torchaudio():
+    """The reference, where it is installed and imports."""
+    pytest.importorskip("torchaudio.compliance.kaldi", reason="needs the extra [torchaudio]")
+    return pytest.importorskip("torchaudio")
+
+
+@pytest.fixture
+def without_torchaudio(monkeypatch):
+    """As where torchaudio is not installed."""
+    decided = (feature_extraction_xacle._torchaudio, feature_extraction_xacle._window_and_filters)
+    monkeypatch.setitem(sys.modules, "torchaudio", None)
+    for function in decided:
+        function.cache_clear()
+    yield
+    for function in decided:
+        function.cache_clear()
+
+
+def test_log_mel_equals_torchaudio(noise, torchaudio):
     extractor = XacleFeatureExtractor()
     silence_then_click = np.zeros(SAMPLING_RATE, dtype=np.float32)
     silence_then_click[8000] = 1.0
@@ -27,9 +47,85 @@ def test_log_mel_equals_torchaudio(noise):
     features = extractor([{"array": clip, "sampling_rate": SAMPLING_RATE} for clip in clips])["input_features"]
     for clip, ours in zip(clips, features, strict=True):
         waveform = extractor.fit(torch.from_numpy(clip)).unsqueeze(0) * 2**15
-        fbank = kaldi.fbank(waveform, num_mel_bins=128, sample_frequency=SAMPLING_RATE, frame_length=25, frame_shift=10)
+        fbank = torchaudio.compliance.kaldi.fbank(
+            waveform, num_mel_bins=128, sample_frequency=SAMPLING_RATE, frame_length=25, frame_shift=10
+        )
         torch.testing.assert_close(ours, (fbank - 15.41663) / (2 * 6.55582), atol=1e-4, rtol=0)
     assert features.shape == (len(clips), 998, 128)
+
+
+RATES = [8000, 11025, 12000, 16010, 22050, 24000, 32000, 37800, 44100, 48000, 88200, 96000]
+# That many samples at 44.1 kHz are a whole number of samples at 16 kHz and the 441st part of one.
+ODD_LENGTH = 441 * 1000 + pow(160, -1, 441)
+
+
+@pytest.mark.parametrize(
+    ("rate", "target"), [*((rate, SAMPLING_RATE) for rate in RATES), (16000, 48000), (44100, 48000)]
+)
+def test_resampling_equals_torchaudio_bit_for_bit(rate, target, torchaudio):
+    generator = torch.Generator().manual_seed(rate)
+    for length in (1, 2, 999, rate // 3 + 1, ODD_LENGTH):
+        stereo = torch.randn(length, 2, generator=generator).T  # as files are read: channels are not contiguous
+        for samples in (stereo, stereo[:1].contiguous()):
+            expected = torchaudio.functional.resample(samples, rate, target)
+            assert torch.equal(sinc_resample(samples, rate, target), expected), (length, len(samples))
+
+
+@pytest.mark.parametrize("bins", [4, 23, 32, 64, 80, 128])
+@pytest.mark.parametrize(("fft_size", "rate"), [(512, 16000), (256, 8000), (1024, 24000), (2048, 44100)])
+def test_mel_filters_equal_torchaudio_bit_for_bit(bins, fft_size, rate, torchaudio):
+    expected, _ = torchaudio.compliance.kaldi.get_mel_banks(bins, fft_size, rate, 20.0, 0.0, 100.0, -500.0, 1.0)
+    assert torch.equal(mel_filters(bins, fft_size, rate), expected)
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_built_in_resampling_keeps_a_tone(rate):
+    tone = torch.sin(2 * torch.pi * 440 * torch.arange(rate) / rate)[None]
+    expected = torch.sin(2 * torch.pi * 440 * torch.arange(SAMPLING_RATE) / SAMPLING_RATE)
+    resampled = sinc_resample(tone, rate, SAMPLING_RATE)[0]
+    assert resampled.shape == expected.shape
+    torch.testing.assert_close(resampled[500:-500], expected[500:-500], atol=2e-2, rtol=0)
+
+
+def test_a_tone_too_high_for_the_new_rate_is_gone():
+    tone = torch.sin(2 * torch.pi * 11000 * torch.arange(48000) / 48000)[None]
+    assert sinc_resample(tone, 48000, SAMPLING_RATE)[0, 500:-500].abs().max() < 1e-2
+
+
+def test_neighbouring_mel_filters_add_up_to_one():
+    filters = mel_filters(32, 512, SAMPLING_RATE)
+    first, last = filters[0].argmax(), filters[-1].argmax()
+    torch.testing.assert_close(filters.sum(dim=0)[first + 1 : last], torch.ones(last - first - 1))
+    assert filters.argmax(dim=1).diff().gt(0).all() and filters.min() == 0
+
+
+def test_the_built_in_engine_gives_the_published_scores(without_torchaudio, align):
+    assert audio_engine() == "built-in"
+    pairs = [{"audio": PARITY / "wav" / pair["wav"], "text": pair["text"]} for pair in EXPECTED["pairs"]]
+    scores = [result["score"] for result in align(pairs)]
+    torch.testing.assert_close(scores, [pair["score_0_10"] for pair in EXPECTED["pairs"]], atol=1e-4, rtol=0)
+
+
+def test_one_function_decides_the_engine(noise, torchaudio, request):
+    stereo = np.stack([noise[0], noise[0][::-1]])
+
+    def features():
+        return XacleFeatureExtractor()(stereo, sampling_rate=44100)["input_features"]
+
+    expected = features()
+    assert audio_engine() == f"torchaudio {torchaudio.__version__.split('+')[0]}"
+    request.getfixturevalue("without_torchaudio")
+    assert audio_engine() == "built-in"
+    assert torch.equal(features(), expected)
+
+
+def test_kernels_of_gigabytes_are_not_kept(without_torchaudio, monkeypatch):
+    monkeypatch.setattr(feature_extraction_xacle, "LARGEST_KEPT_KERNEL", 100)
+    feature_extraction_xacle._sinc_kernel.cache_clear()
+    samples = torch.ones(1, 100)
+    resample(samples, 8000, 16000)
+    resample(samples, 44100, 16000)
+    assert feature_extraction_xacle._sinc_kernel.cache_info().currsize == 1
 
 
 def test_batch_equals_single(noise):

@@ -1,6 +1,8 @@
 """The shape of the package: what travels with a checkpoint imports nothing that stays at home; arrows run one way."""
 
 import ast
+import configparser
+import runpy
 import sys
 from pathlib import Path
 
@@ -65,3 +67,22 @@ def test_bundled_model_is_small_and_carries_no_code():
     tracked = [path for path in files if path.suffix != ".py"]
     assert sum(path.stat().st_size for path in tracked) < 12 * 2**20
     assert {path.suffix for path in tracked} == {".json", ".safetensors", ".md", ".png"}
+
+
+def test_the_oldest_versions_are_told_of_every_requirement(monkeypatch, capsys):
+    monkeypatch.chdir(PACKAGE.parent)
+    setup = configparser.ConfigParser()
+    setup.read("setup.cfg")
+    sections = [setup["options"]["install_requires"], *setup["options.extras_require"].values()]
+    lines = [line for section in sections for line in section.splitlines() if line and not line.startswith("#")]
+    runpy.run_path(".ci/oldest_versions.py")
+    oldest = [line.split(" == ") for line in capsys.readouterr().out.splitlines()]
+    assert [name for name, _ in oldest] == [line.split()[0] for line in lines]
+    assert all(f"= {version}" in line for (_, version), line in zip(oldest, lines, strict=True))
+
+
+def test_torchaudio_is_an_extra():
+    setup = configparser.ConfigParser()
+    setup.read(PACKAGE.parent / "setup.cfg")
+    assert "torchaudio" not in setup["options"]["install_requires"]
+    assert setup["options.extras_require"]["torchaudio"].split("\n")[1:] == ["torch == 2.11.*", "torchaudio == 2.11.*"]
