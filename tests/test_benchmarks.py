@@ -282,7 +282,7 @@ def test_stage_1_is_compared_with_our_own_plain_form(measured):
     assert rows["stage 2, step of 8, cached"]["beside"] == "published design"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def published_spectrograms():
     """Skips what computes the reference's spectrograms where torchaudio is missing."""
     pytest.importorskip("torchaudio", reason="the reference's spectrograms need the extra [torchaudio]")
@@ -446,7 +446,7 @@ def test_bf16_is_left_out_where_there_are_no_instructions_for_it(speed, bench, m
 
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory, speed):
+def smoke(tmp_path_factory, speed, published_spectrograms):
     """Everything, in small."""
     folder = tmp_path_factory.mktemp("speed")
     code, shown, message = run_script(ROOT / "benchmarks/run.py", "--smoke", "-o", folder)
@@ -514,7 +514,7 @@ def test_without_a_gpu_the_command_says_how_to_try_it(speed, tmp_path):
     assert "--device cpu --smoke" in shown
 
 
-def test_all_steps_for_a_gpu_run_in_small_and_are_kept(speed, tmp_path):
+def test_all_steps_for_a_gpu_run_in_small_and_are_kept(speed, published_spectrograms, tmp_path):
     small = ["--device", "cpu", "--smoke"]
     for name in speed.gpu_steps.STEPS:
         code, shown = run_gpu(tmp_path, "--step", name, *small)
