@@ -35,6 +35,7 @@ from .processing_xacle import (
     XacleProcessor,
 )
 from .provenance import write_tmu_card
+from .saving import saving
 
 logger = logging.get_logger(__name__)
 
@@ -525,5 +526,6 @@ def save_folder(output: str | Path, model: PreTrainedModel, processor: Any) -> N
     output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConversionError(f"{output} already exists and is not an empty folder: remove it or choose another.")
-    model.save_pretrained(output)
-    processor.save_pretrained(output)
+    with saving(output):
+        model.save_pretrained(output)
+        processor.save_pretrained(output)

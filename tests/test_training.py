@@ -514,3 +514,17 @@ def test_without_data_the_command_ends_in_one_line(tmp_path):
     )
     assert process.returncode == 1
     assert process.stderr.strip().splitlines()[-1].startswith("error: data/xacle, the default dataset of stage 3")
+
+
+@pytest.mark.parametrize("loss", ["listnet_mse", "clipped_contrastive"])
+def test_a_list_spans_the_batches_that_are_accumulated(pairs, steady_folder, tmp_path, loss):
+    parts = ["--per_device_train_batch_size", 4, "--gradient_accumulation_steps", 4]
+    for name, more in {"one": ["--per_device_train_batch_size", 16], "four": parts}.items():
+        run_stage.main(command(3, pairs, steady_folder, tmp_path / name, "--loss", loss, "--num_train_epochs", 3, *more))
+    assert_same_weights(tmp_path / "one", tmp_path / "four", tolerance=5e-5)
+    assert moved(steady_folder, tmp_path / "four")
+    losses = [
+        [entry["loss"] for entry in json.loads((tmp_path / name / "training_log.json").read_text())["log"] if "loss" in entry]
+        for name in ("one", "four")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
