@@ -13,22 +13,27 @@ checkpoint when the same command is given again; with other data, another start 
 """
 
 import sys
+from pathlib import Path
 
+import typer
 from transformers import set_seed
 
 from modeling_xacle.cards import write_report
 from modeling_xacle.freezing import choose_trained
+from modeling_xacle.progress import log_to_stderr
 from modeling_xacle.recipes import parse_arguments
 from modeling_xacle.resuming import find_run, mark_finished, total_batch_size, train
 from modeling_xacle.speed import fast_forms
 from modeling_xacle.training import (
     calibrate,
+    check_lists,
     check_processes,
     load_splits,
     load_start,
     make_trainer,
     push,
     save_result,
+    tell_stop,
 )
 
 
@@ -37,6 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     stage, args = parse_arguments(arguments)
     check_processes(stage, args)
     splits = load_splits(stage, total_batch_size(args))
+    check_lists(stage, args, len(splits[0]))
     model, processor = load_start(stage)
     run = find_run(stage, args, model, processor, splits)
     if not run.is_finished:
@@ -48,14 +54,20 @@ def main(arguments: list[str] | None = None) -> None:
                 calibrate(trainer)
             metrics = trainer.evaluate()
         save_result(trainer, stage)
-        write_report(trainer, stage, metrics)
+        summary = write_report(trainer, stage, metrics)
         mark_finished(args)
+        if summary:
+            typer.echo(summary)
     if args.push_to_hub:
         push(stage, args)
 
 
 if __name__ == "__main__":
+    log_to_stderr()
     try:
         main()
+    except KeyboardInterrupt:
+        typer.echo(tell_stop(Path(parse_arguments()[1].output_dir)), err=True)
+        sys.exit(130)
     except (ValueError, OSError) as error:
         sys.exit("\n".join([f"error: {error}", *getattr(error, "__notes__", [])]))

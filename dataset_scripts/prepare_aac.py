@@ -276,7 +276,9 @@ def index_corpora(corpora: dict[str, tuple[list[str] | None, Path | None]]) -> d
 
 
 def main(
-    audiocaps: Annotated[list[str] | None, typer.Option(help="AudioCaps CSV file; may be repeated.")] = None,
+    audiocaps: Annotated[
+        list[str] | None, typer.Option(help="AudioCaps CSV file; repeat it for train.csv, val.csv and test.csv.")
+    ] = None,
     audiocaps_clips: Annotated[
         Path | None, typer.Option(help="Folder of its clips, named by audiocap_id or like VGGSound's.")
     ] = None,
@@ -313,6 +315,12 @@ def main(
         attachments={"report.json": json.dumps(report, indent=2, ensure_ascii=False)},
         licence="other",
     )
+    if "validation" not in splits:
+        typer.echo(
+            "no validation split, which run_stage.py needs: give such a table too (--audiocaps val.csv, "
+            "--table validation=PATH), or train with --validation_split NAME.",
+            err=True,
+        )
     for split, sources in report["kept"].items():
         typer.echo(f"{split}: " + ", ".join(f"{count} pairs of {source}" for source, count in sources.items()))
     typer.echo(output)

@@ -16,7 +16,7 @@ from .data import dataset_licence, write_json
 from .freezing import alignment_model
 from .metrics import bootstrap_intervals
 from .provenance import CARD, UNKNOWN, dataset_name, made_from, read_card
-from .recipes import STAGES, StageArguments
+from .recipes import STAGES, StageArguments, list_size
 from .resuming import run_settings
 
 CURVES_FILE = "training_curves.png"
@@ -38,13 +38,14 @@ MOST_RESAMPLED_PAIRS = 10_000  # a minute
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def draw_training_curves(log_history: list[dict[str, float]], file: str | Path) -> None:
+def draw_training_curves(log_history: list[dict[str, float]], file: str | Path, best_step: int | None = None) -> None:
     """
     Draw the loss of training, and the validation metrics, against epochs.
 
     Args:
-        log_history (`list` of `dict`): Of `TrainerState`: entries with `epoch` and `loss` or `eval_...`.
+        log_history (`list` of `dict`): Of `TrainerState`: entries with `epoch`, `step` and `loss` or `eval_...`.
         file (`str` or `Path`): PNG to write.
+        best_step (`int`, *optional*): Step of the best checkpoint, which is marked.
     """
     names = [name for name in METRIC_NAMES if any(f"eval_{name}" in entry for entry in log_history)]
     shown = [name for name in names if name in ("srcc", "mse", "loss", "perplexity")]
@@ -53,6 +54,7 @@ def draw_training_curves(log_history: list[dict[str, float]], file: str | Path) 
     _draw(axes[0], log_history, "loss", "training loss")
     for axis, name in zip(axes[1:], shown, strict=True):
         _draw(axis, log_history, f"eval_{name}", f"validation {METRIC_NAMES[name]}", marker="o")
+        _draw_best(axis, log_history, f"eval_{name}", best_step)
     unfinished = Path(file).with_name(f".{Path(file).name}.unfinished")
     figure.savefig(unfinished, dpi=110, format="png")
     unfinished.replace(file)
@@ -63,6 +65,23 @@ def _draw(axis: Any, log_history: list[dict[str, float]], key: str, title: str, 
     axis.plot(*zip(*points, strict=True), marker=marker, markersize=3) if points else None
     axis.set(title=title, xlabel="epoch")
     axis.grid(alpha=0.3)
+
+
+def _draw_best(axis: Any, log_history: list[dict[str, float]], key: str, best_step: int | None) -> None:
+    for entry in log_history:
+        if key in entry and entry["step"] == best_step:
+            label = f"best checkpoint ({best_step})"
+            axis.plot(entry["epoch"], entry[key], "*", color="tab:red", markersize=11, label=label)
+            axis.legend(fontsize="small")
+
+
+def evaluations_while_training(log_history: list[dict[str, float]]) -> list[dict[str, float]]:
+    """
+    A run's log without its last evaluation, which is of the weights that were kept and of their calibration: at the
+    last epoch it would look like a turn of the curve. A log that has no other evaluation keeps it.
+    """
+    evaluated = [place for place, entry in enumerate(log_history) if "eval_runtime" in entry]
+    return log_history[: evaluated[-1]] if len(evaluated) > 1 else log_history
 
 
 def markdown_table(rows: list[Mapping[str, Any]]) -> str:
@@ -288,6 +307,7 @@ def card_text(
     scale, offset = config.calibration_scale, config.calibration_offset
     settings = {name: value for name, value in run_settings(stage, args).items() if value not in ("", None)}
     settings |= {name: without_folder(settings[name]) for name in ("model", "data")}
+    settings |= {"pairs of a list": list_size(stage, args)} if scores else {}
     return TEXT.format(
         name=Path(args.output_dir).name,
         what=WHAT[scores],
@@ -314,7 +334,31 @@ def card_text(
     )
 
 
-def write_report(trainer: Trainer, stage: StageArguments, metrics: Mapping[str, float]) -> None:
+def summary(
+    trainer: Trainer, stage: StageArguments, metrics: Mapping[str, float], intervals: Mapping[str, tuple[float, float]]
+) -> str:
+    """What a finished stage tells on the terminal: metrics, calibration, where the result is, and what comes next."""
+    state, output = trainer.state, trainer.args.output_dir
+    config = alignment_model(trainer.model).config
+    kept = f"step {state.best_global_step}, the best" if trainer.args.load_best_model_at_end else "the last step"
+    found = [
+        f"{METRIC_NAMES[name]} {value:.4g}" + (f" [{interval[0]:.4g}, {interval[1]:.4g}]" if interval else "")
+        for name, value, interval in describe_metrics(metrics, intervals)
+    ]
+    lines = [
+        f"stage {stage.stage} ({STAGES[stage.stage]}): {state.global_step} steps, weights of {kept}",
+        f"{stage.validation_split}: {', '.join(found)}" + (" (95 % intervals)" if intervals else ""),
+    ]
+    if stage.calibrate:
+        lines.append(f"calibration: scale {config.calibration_scale:.4g}, offset {config.calibration_offset:.4g}")
+    following = [f"python run_stage.py --stage {stage.stage + 1}"]
+    following += [f"--model {output}"] if output != f"runs/stage{stage.stage}" else []
+    scoring = f"xacle score PAIRS.csv --model {output} -o scores.csv"
+    lines += [f"result: {output} (card: {CARD}, curves: {CURVES_FILE}, log: {LOG_FILE})"]
+    return "\n".join([*lines, f"next: {' '.join(following) if stage.stage < max(STAGES) else scoring}"])
+
+
+def write_report(trainer: Trainer, stage: StageArguments, metrics: Mapping[str, float]) -> str:
     """
     Write the curves, the log and the model card to the output folder.
 
@@ -322,14 +366,19 @@ def write_report(trainer: Trainer, stage: StageArguments, metrics: Mapping[str, 
         trainer (`Trainer`): After training and a last evaluation, of whose scores the intervals are.
         stage (`StageArguments`): What it did.
         metrics (`Mapping`): Of the validation split, with the prefix `eval_`.
+
+    Returns:
+        The summary for the terminal; "" on all processes but the first.
     """
     if not trainer.is_world_process_zero():
-        return
-    folder = Path(trainer.args.output_dir)
-    draw_training_curves(trainer.state.log_history, folder / CURVES_FILE)
+        return ""
+    folder, state = Path(trainer.args.output_dir), trainer.state
+    history = evaluations_while_training(state.log_history)
+    draw_training_curves(history, folder / CURVES_FILE, state.best_global_step)
     intervals = validation_intervals(trainer)
-    log = {"metrics": dict(metrics), "intervals": intervals, "log": trainer.state.log_history}
+    log = {"metrics": dict(metrics), "intervals": intervals, "log": state.log_history}
     write_json(folder / LOG_FILE, log)
     metadata = card_metadata(folder.name, stage, alignment_model(trainer.model).config, metrics, intervals)
     text = card_text(trainer, stage, metrics, intervals)
     ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{text}").save(folder / CARD)
+    return summary(trainer, stage, metrics, intervals)

@@ -30,6 +30,7 @@ from .processing_xacle import (
     SPECIAL_TOKENS,
     XacleProcessor,
 )
+from .saving import saving
 
 logger = logging.get_logger(__name__)
 
@@ -350,5 +351,6 @@ def save_folder(output: str | Path, model: PreTrainedModel, processor: Any) -> N
     output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConversionError(f"{output} already exists and is not an empty folder: remove it or choose another.")
-    model.save_pretrained(output)
-    processor.save_pretrained(output)
+    with saving(output):
+        model.save_pretrained(output)
+        processor.save_pretrained(output)

@@ -475,8 +475,9 @@ def load_pairs(name_or_path: str | Path, split: str | None = None) -> DatasetDic
     except (DatasetGenerationError, pa.ArrowInvalid) as error:
         reason = error.__cause__ or error
         raise ValueError(f"{name_or_path}: a file is broken, or the splits' columns differ ({reason}).") from error
-    except ValueError as error:
-        raise ValueError(f"{name_or_path}: cannot be read, a split may be empty ({error}).") from error
+    except (ValueError, StopIteration) as error:  # the latter of a JSON lines file without a line
+        reason = str(error) or "a file has no rows"
+        raise ValueError(f"{name_or_path}: cannot be read, a split may be empty ({reason}).") from error
     if split is None:
         return DatasetDict({name: _in_schema(dataset, name_or_path) for name, dataset in splits.items()})
     if split not in splits:

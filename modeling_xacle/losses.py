@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 from torch import distributed
-from torch.nn.functional import mse_loss
+from torch.nn.functional import kl_div, mse_loss
 
 # A loss of logits and labels, each of shape `(list_size,)`.
 ListLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -19,8 +19,10 @@ def list_net_loss(
     logits: torch.Tensor, labels: torch.Tensor, temperature: float = 1.0, one_sided: bool = False
 ) -> torch.Tensor:
     """
-    ListNet, top-one form (Cao et al. 2007, section 4): cross entropy of the softmax over the logits against the softmax
-    over the labels. Adding a constant to all logits changes nothing: it learns the order and distances, not the scale.
+    ListNet, top-one form (Cao et al. 2007, section 4): how far the softmax over the logits is from the softmax over the
+    labels, as KL divergence, so that 0 is perfect. The paper's and the published code's cross entropy is this plus the
+    entropy of the labels' softmax, a constant without gradient. Adding a constant to all logits changes nothing: it
+    learns the order and distances, not the scale.
 
     Args:
         logits (`torch.Tensor` of shape `(list_size,)`): Predictions.
@@ -32,13 +34,13 @@ def list_net_loss(
 
     ```python
     >>> labels = torch.tensor([0.8, -0.2, -0.6])
-    >>> list_net_loss(labels + 5, labels) == list_net_loss(labels, labels)  # the least this list can have
-    tensor(True)
+    >>> list_net_loss(labels + 5, labels)
+    tensor(0.)
     ```
     """
-    targets = (labels / temperature).softmax(dim=0)
+    targets = (labels / temperature).log_softmax(dim=0)
     predictions = logits if one_sided else logits / temperature
-    return -(targets * predictions.log_softmax(dim=0)).sum()
+    return kl_div(predictions.log_softmax(dim=0), targets, reduction="sum", log_target=True)
 
 
 def list_net_mse_loss(
@@ -106,6 +108,15 @@ def get_loss(name: str, temperature: float = 1.0, one_sided: bool = False) -> Li
     return losses[name]
 
 
+# Losses, or parts of them, that compare the pairs of a list: on one pair they are 0 and teach nothing.
+COMPARING_LOSSES = ("listnet", "listnet_mse", "clipped_contrastive")
+
+
+def scale_gradient(value: torch.Tensor, factor: float) -> torch.Tensor:
+    """The value `()` as it is, with a gradient that is multiplied by a factor."""
+    return value + (factor - 1) * (value - value.detach())
+
+
 def gather_list(values: torch.Tensor) -> torch.Tensor:
     """
     The values of all processes, in the order of their ranks: `(list_size,)` -> `(num_processes * list_size,)`.
@@ -131,5 +142,4 @@ def global_list_loss(loss: ListLoss, logits: torch.Tensor, labels: torch.Tensor)
     """
     if not (distributed.is_initialized() and distributed.get_world_size() > 1):
         return loss(logits, labels)
-    value = loss(gather_list(logits), gather_list(labels))
-    return value + (distributed.get_world_size() - 1) * (value - value.detach())
+    return scale_gradient(loss(gather_list(logits), gather_list(labels)), distributed.get_world_size())

@@ -11,6 +11,10 @@ import torch
 import yaml
 from accelerate.utils import parse_flag_from_env
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.integrations.integration_utils import (
+    get_available_reporting_integrations,
+    get_reporting_integration_callbacks,
+)
 from transformers.trainer_utils import HubStrategy
 
 from .losses import LOSSES
@@ -19,6 +23,9 @@ STAGES = {1: "captioning", 2: "CLAP pseudo-labels", 3: "listeners' scores"}
 PARTS = ("projector", "score_head", "language_model", "audio_tower", "special_tokens")
 LIST_SCOPES = ("global", "local")
 CACHE_DTYPES = ("float32", "float16")
+# What validation measures, and whether more of it is better.
+SCORE_METRICS = {"srcc": True, "lcc": True, "ktau": True, "mse": False}
+METRICS = {1: {"loss": False, "perplexity": False}, 2: SCORE_METRICS, 3: SCORE_METRICS}
 
 
 @dataclass
@@ -28,11 +35,11 @@ class StageArguments:
     stage: int = field(metadata={"help": "1 captioning, 2 CLAP pseudo-labels, 3 listeners' scores."})
     model: str = field(
         default="",
-        metadata={"help": "Folder or Hub id to start from. Default: runs/stage<N-1>; of stage 1 runs/stage0."},
+        metadata={"help": "Folder or Hub id to start from."},
     )
     data: str = field(
         default="",
-        metadata={"help": "Dataset, folder or Hub id. Default: data/aac, data/clap_pseudo or data/xacle, by stage."},
+        metadata={"help": "Dataset, folder or Hub id."},
     )
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     validation_split: str = field(
@@ -40,10 +47,7 @@ class StageArguments:
     )
     train: list[str] = field(
         default_factory=list,
-        metadata={
-            "help": f"Parts that are trained: {', '.join(PARTS)}. Default: projector and language_model in stage 1, "
-            "projector and score_head in stages 2 and 3."
-        },
+        metadata={"help": f"Parts that are trained, one or more of {', '.join(PARTS)}."},
     )
     lora_rank: int = field(
         default=0,
@@ -63,23 +67,18 @@ class StageArguments:
     )
     list_scope: str = field(
         default="global",
-        metadata={"help": "A list of the loss spans the batches of all processes (global) or of one (local)."},
-    )
-    mask_mel_bins: int = field(
-        default=0, metadata={"help": "SpecAugment: widest mask in mel bins. Default: 15 in stage 3."}
-    )
-    mask_frames: int = field(
-        default=0, metadata={"help": "SpecAugment: widest mask in frames. Default: 30 in stage 3."}
-    )
-    patience: int = field(
-        default=0,
         metadata={
-            "help": "Stop when validation has not improved for so many evaluations. 0: never. Default: 20 in stage 3."
+            "help": "A list of the loss spans the batches of all processes (global) or of one (local); either way all "
+            "batches that --gradient_accumulation_steps accumulates."
         },
     )
-    calibrate: bool = field(
-        default=False, metadata={"help": "Fit the 0-10 scale on the validation split at the end. Default: in stage 3."}
+    mask_mel_bins: int = field(default=0, metadata={"help": "SpecAugment: widest mask in mel bins. 0: none."})
+    mask_frames: int = field(default=0, metadata={"help": "SpecAugment: widest mask in frames. 0: none."})
+    patience: int = field(
+        default=0,
+        metadata={"help": "Stop when validation has not improved for so many evaluations. 0: never."},
     )
+    calibrate: bool = field(default=False, metadata={"help": "Fit the 0-10 scale on the validation split at the end."})
     cache_audio_features: bool = field(
         default=False, metadata={"help": "Encode each clip once, and train from the stored features."}
     )
@@ -102,6 +101,8 @@ class StageArguments:
     )
 
     def __post_init__(self):
+        if isinstance(self.train, str):  # of a YAML file
+            self.train = [self.train]
         self._check_types()
         unknown = [part for part in self.train if part not in PARTS]
         if unknown:
@@ -236,6 +237,12 @@ def share_of_batch(num_processes: int) -> int:
     return -(-BATCH_SIZE // num_processes)
 
 
+def list_size(stage: StageArguments, args: TrainingArguments) -> int:
+    """Pairs of a list of the loss: of all batches that a step accumulates, and with a global list of all processes."""
+    processes = args.world_size if stage.list_scope == "global" else 1
+    return args.train_batch_size * args.gradient_accumulation_steps * processes
+
+
 def read_settings(path: str) -> dict[str, Any]:
     """Settings of a YAML or JSON file, by the names of the flags."""
     if not Path(path).is_file():
@@ -283,15 +290,57 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[StageArguments,
     if stage is not None:
         parser.set_defaults(**{**recipe(stage), **settings})
         rest = ["--stage", str(stage), *rest]
-    stage_arguments, training_arguments, *_, unknown = parser.parse_args_into_dataclasses(
-        rest, return_remaining_strings=True, look_for_args_file=False
-    )
+    elif {"-h", "--help"}.intersection(rest):
+        parser.set_defaults(**defaults_by_stage(parser))
+    try:
+        stage_arguments, training_arguments, *_, unknown = parser.parse_args_into_dataclasses(
+            rest, return_remaining_strings=True, look_for_args_file=False
+        )
+    except ValueError as error:
+        raise ValueError(_in_one_sentence(error)) from error
     if unknown:
         raise ValueError(f"There is no setting {' '.join(unknown)}; `--help` lists them.")
-    if training_arguments.push_to_hub and training_arguments.hub_strategy != HubStrategy.END:
-        chosen = training_arguments.hub_strategy.value
-        raise ValueError(f"--hub_strategy {chosen}: leave it out, the result is uploaded once, when it is finished.")
+    _check_training(stage_arguments.stage, training_arguments)
     schedule, settings_of_schedule = training_arguments.lr_scheduler_type, training_arguments.lr_scheduler_kwargs
     if "min_lr" not in schedule and settings_of_schedule == COMMON["lr_scheduler_kwargs"]:
         training_arguments.lr_scheduler_kwargs = None  # the recipe's are of its own schedule
     return stage_arguments, training_arguments
+
+
+def defaults_by_stage(parser: ArgumentParser) -> dict[str, Any]:
+    """The recipes' defaults for `--help` without a stage: of each stage where they differ."""
+    recipes = {stage: recipe(stage) for stage in STAGES}
+    shown = {}
+    for name in {name for settings in recipes.values() for name in settings}:
+        values = {stage: settings.get(name, parser.get_default(name)) for stage, settings in recipes.items()}
+        words = {stage: " ".join(value) if isinstance(value, list) else str(value) for stage, value in values.items()}
+        by_stage = ", ".join(f"stage {stage}: {word}" for stage, word in words.items())
+        shown[name] = by_stage if len(set(words.values())) > 1 else words[1]
+    return shown
+
+
+def _in_one_sentence(error: ValueError) -> str:
+    """What `TrainingArguments` says of settings that do not go together, in the words of the flags."""
+    if "save and eval strategy to match" in str(error):
+        return (
+            "--eval_strategy and --save_strategy differ, but the best checkpoint is kept: give both, either epoch, or "
+            "steps with --save_steps a multiple of --eval_steps."
+        )
+    return " ".join(str(error).split())
+
+
+def _check_training(stage: int, args: TrainingArguments) -> None:
+    """Refuse what `Trainer` would refuse later, with a traceback, or do otherwise than meant."""
+    if args.push_to_hub and args.hub_strategy != HubStrategy.END:
+        chosen = args.hub_strategy.value
+        raise ValueError(f"--hub_strategy {chosen}: leave it out, the result is uploaded once, when it is finished.")
+    metric = (args.metric_for_best_model or "").removeprefix("eval_")
+    if metric not in METRICS[stage]:
+        raise ValueError(f"--metric_for_best_model {metric}: stage {stage} has {', '.join(METRICS[stage])}.")
+    args.greater_is_better = METRICS[stage][metric]  # `TrainingArguments` takes all but losses to be better the greater
+    get_reporting_integration_callbacks(args.report_to)  # refuses unknown names
+    for name in args.report_to:
+        if name != "flyte" and name not in get_available_reporting_integrations():  # Flyte is not in that list
+            raise ValueError(
+                f"--report_to {name}: it is not installed; install it (pip install {name}), or leave it out."
+            )

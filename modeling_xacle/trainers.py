@@ -1,6 +1,7 @@
 """The trainers of the stages, and what they watch."""
 
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -8,17 +9,19 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler, Sampler
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from .batches import TrainingRows
 from .data import write_json
 from .freezing import alignment_model
-from .losses import get_loss, global_list_loss
+from .losses import COMPARING_LOSSES, get_loss, global_list_loss, scale_gradient
 from .metrics import alignment_metrics
 from .processing_xacle import IGNORED
 from .recipes import StageArguments
+from .saving import saving
 
 logger = logging.get_logger(__name__)
 
@@ -40,7 +43,7 @@ class EpochCallback(TrainerCallback):
 
 
 class FiniteLossCallback(TrainerCallback):
-    """Ends a run whose loss is no number any more."""
+    """Stops training when the loss becomes NaN or infinite."""
 
     def on_log(
         self,
@@ -62,7 +65,7 @@ class FiniteLossCallback(TrainerCallback):
 class StageTrainer(Trainer):
     """
     What the stages' trainers share: evaluations of whole splits, weight decay of all that is trained, as in the
-    published code, but for rows of an embedding, and no pickles in saved folders.
+    published code, but for rows of an embedding, checkpoints that are whole or not at all, and no pickles in folders.
     """
 
     def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> DataLoader:
@@ -73,6 +76,14 @@ class StageTrainer(Trainer):
             return super()._get_dataloader(*args, is_training=is_training, **kwargs)
         finally:
             self.args.dataloader_drop_last = drop_last
+
+    def _get_train_sampler(self, *args: Any) -> Sampler | None:
+        """The last, incomplete list of an epoch is left out also where a list is accumulated over several batches."""
+        sampler = super()._get_train_sampler(*args)
+        if not (isinstance(sampler, RandomSampler) and self.args.dataloader_drop_last):
+            return sampler
+        size = len(sampler.data_source)
+        return RandomSampler(sampler.data_source, num_samples=size - size % self.get_total_train_batch_size(self.args))
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """
@@ -87,6 +98,11 @@ class StageTrainer(Trainer):
         rows_only = {name for name, weight in model.named_parameters() if weight is embedding}
         return [name for name in names if name not in rows_only]
 
+    def _save_checkpoint(self, *args: Any) -> None:
+        folder = Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        with saving(folder) if self.args.should_save else nullcontext():
+            super()._save_checkpoint(*args)
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
         Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
@@ -95,6 +111,10 @@ class StageTrainer(Trainer):
 class PairTrainer(StageTrainer):
     """
     Stages 2 and 3: a loss over lists of pairs, validated by rank correlation.
+
+    A loss that compares pairs sees all batches of an optimiser step as one list. So where batches are accumulated, a
+    first pass finds the logits of all of them without gradients; in the second, each batch's own logits take the place
+    of those that the first found, and the gradients add up to that of one large batch.
 
     Args:
         stage (`StageArguments`): Names the loss and its scope.
@@ -109,6 +129,10 @@ class PairTrainer(StageTrainer):
     def __init__(self, stage: StageArguments, **kwargs: Any):
         super().__init__(compute_metrics=self.metrics, **kwargs)
         self.list_loss = get_loss(stage.loss, stage.temperature, stage.one_sided)
+        self.compares = stage.loss in COMPARING_LOSSES
+        self.batches: list[dict[str, torch.Tensor]] = []  # of the current step
+        self.seen: list[torch.Tensor] = []  # their logits and labels, each (2, batch_size)
+        self.place = 0  # of the next batch
         self.global_list = stage.list_scope == "global"
         self.caption_weight = stage.caption_weight
 
@@ -119,17 +143,46 @@ class PairTrainer(StageTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """The loss of a list `(batch_size,)`, or of the one that all processes' batches make together."""
+        """The loss of the list that a batch `(batch_size,)` is, or is a part of."""
+        if self.compares and len(self.batches) > 1 and not self.seen:
+            self.see_batches(model)
         labels, is_own = inputs.pop("labels"), inputs.pop("is_own", None)
         outputs = model(**inputs)
-        labels = labels.to(outputs.logits)
-        if self.global_list:
-            loss = global_list_loss(self.list_loss, outputs.logits, labels)
-        else:
-            loss = self.list_loss(outputs.logits, labels)
+        logits, labels = self.widen(outputs.logits, labels.to(outputs.logits))
+        loss = global_list_loss(self.list_loss, logits, labels) if self.global_list else self.list_loss(logits, labels)
+        loss = scale_gradient(loss, max(1, len(self.seen)))  # `Trainer` divides by the number of batches
         if is_own is not None:  # over the whole batch, so that processes weigh each pair alike
             loss = loss - self.caption_weight * (outputs.caption_log_likelihood * is_own).mean()
         return (loss, outputs) if return_outputs else loss
+
+    def get_batch_samples(self, *args: Any) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor | int | None]:
+        """The batches of an optimiser step."""
+        self.batches, count = super().get_batch_samples(*args)
+        self.seen, self.place = [], 0
+        return self.batches, count
+
+    @torch.no_grad()
+    def see_batches(self, model: nn.Module) -> None:
+        """The first pass over a step's batches; the second begins with the same seed, so that dropout draws alike."""
+        seed = int(torch.randint(2**62, ()))
+        torch.manual_seed(seed)
+        for batch in self.batches:
+            inputs = self._prepare_inputs(batch)
+            labels = inputs.pop("labels")
+            inputs.pop("is_own", None)
+            logits = model(**inputs).logits
+            self.seen.append(torch.stack([logits, labels.to(logits)]))
+        torch.manual_seed(seed)
+
+    def widen(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Logits and labels `(batch_size,)` -> `(list_size,)`, those of the step's other batches included where they were
+        seen; gradients flow to the batch's own.
+        """
+        before, after = self.seen[: self.place], self.seen[self.place + 1 :]
+        self.place += 1
+        logits, labels = torch.cat([*before, torch.stack([logits, labels]), *after], dim=1)
+        return logits, labels
 
     def prediction_step(
         self,

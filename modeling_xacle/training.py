@@ -1,6 +1,9 @@
 """What `run_stage.py` assembles: the start, the trainer of a stage, and the end."""
 
 import os
+import shutil
+import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -13,6 +16,7 @@ from transformers import (
     AutoProcessor,
     EarlyStoppingCallback,
     PreTrainedModel,
+    PrinterCallback,
     TrainerCallback,
     TrainingArguments,
 )
@@ -24,20 +28,25 @@ from .configuration_xacle import XacleConfig
 from .data import check_rows, load_pairs
 from .feature_cache import AudioFeatureCache
 from .freezing import alignment_model
+from .losses import COMPARING_LOSSES
 from .modeling_captioning import XacleForConditionalGeneration
 from .modeling_xacle import XacleModel
 from .processing_xacle import XacleProcessor, check_agreement
-from .recipes import StageArguments
-from .resuming import SETTINGS_FILE
+from .progress import ProgressLines
+from .recipes import StageArguments, list_size
+from .resuming import SETTINGS_FILE, is_complete, list_checkpoints, total_batch_size
+from .saving import saving
 from .trainers import CaptionTrainer, EpochCallback, FiniteLossCallback, PairTrainer, StageTrainer
 
 logger = logging.get_logger(__name__)
 
 ADAPTER_FOLDER = "adapter"
+PARTIAL_FOLDER = ".partial"
 # Of an output folder: checkpoints, TensorBoard's and hidden files, what only a resumed run needs, and pickles.
 NOT_UPLOADED = ["checkpoint-*", "runs/*", "*tfevents*", ".*", SETTINGS_FILE]
 NOT_UPLOADED += ["*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt"]
 SHOWN_PROBLEMS = 20
+SCRIPTS = {1: "prepare_aac.py", 2: "label_with_clap.py", 3: "prepare_xacle.py"}
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Start: the model, the data, the trainer
@@ -67,6 +76,37 @@ def check_processes(stage: StageArguments, args: TrainingArguments) -> None:
             f"One process would share its batch among {args.n_gpu} GPUs: launch one for each with `accelerate launch`, "
             "or set CUDA_VISIBLE_DEVICES=0."
         )
+
+
+def check_lists(stage: StageArguments, args: TrainingArguments, num_rows: int) -> None:
+    """
+    Refuse lists of one pair, on which a loss that compares pairs is 0 and teaches nothing; else tell how long they are.
+
+    Args:
+        stage (`StageArguments`), args (`TrainingArguments`): Tell the loss and what makes a list.
+        num_rows (`int`): Of the training split.
+
+    Raises:
+        ValueError: A list, or the last of an epoch, would have one pair.
+    """
+    if stage.stage == 1 or stage.loss not in COMPARING_LOSSES:
+        return
+    size = list_size(stage, args)
+    if size < 2:
+        raise ValueError(
+            f"--loss {stage.loss} compares the pairs of a list, which would be one pair: choose a larger "
+            "--per_device_train_batch_size or --gradient_accumulation_steps, or --loss mse."
+        )
+    if not args.dataloader_drop_last and num_rows % total_batch_size(args) == 1:
+        raise ValueError(
+            f"{num_rows} rows leave one pair for the last list of an epoch, and --loss {stage.loss} compares pairs: "
+            "leave that list out with --dataloader_drop_last true."
+        )
+    logger.info(
+        f"A list of the loss has {size} pairs: {args.train_batch_size} of a batch x "
+        f"{args.gradient_accumulation_steps} accumulated x "
+        f"{size // args.train_batch_size // args.gradient_accumulation_steps} processes."
+    )
 
 
 def load_start(stage: StageArguments) -> tuple[PreTrainedModel, XacleProcessor]:
@@ -118,10 +158,9 @@ def load_splits(stage: StageArguments, batch_size: int) -> tuple[Dataset, Datase
         ValueError: A split that is missing, empty, without labels or too small, or rows with problems; they are listed.
     """
     if not Path(stage.data).exists() and stage.data.startswith("data/"):
-        scripts = {1: "prepare_aac.py", 2: "label_with_clap.py", 3: "prepare_xacle.py"}
         raise FileNotFoundError(
             f"{stage.data}, the default dataset of stage {stage.stage}, is missing: make it with "
-            f"dataset_scripts/{scripts[stage.stage]}, or name --data."
+            f"dataset_scripts/{SCRIPTS[stage.stage]}, or name --data."
         )
     splits = load_pairs(stage.data)
     train, validation = (_checked_split(splits, name, stage) for name in (stage.train_split, stage.validation_split))
@@ -138,7 +177,12 @@ def is_known(rows: Dataset, column: str) -> bool:
 def _checked_split(splits: DatasetDict, name: str, stage: StageArguments) -> Dataset:
     where = f"{stage.data}, split {name}"
     if name not in splits:
-        raise ValueError(f"{where}: there is no such split; there are {', '.join(splits)}.")
+        option = "--train_split" if name == stage.train_split else "--validation_split"
+        others = [f"name another ({option} {other})" for other in splits if other != stage.train_split][:1]
+        make = f"make the dataset with a table for {name} too (dataset_scripts/{SCRIPTS[stage.stage]})"
+        raise ValueError(
+            f"{where}: there is no such split; there are {', '.join(splits)}: {', or '.join([*others, make])}."
+        )
     rows = splits[name]
     if not len(rows):
         raise ValueError(f"{where}: it is empty.")
@@ -152,6 +196,11 @@ def _checked_split(splits: DatasetDict, name: str, stage: StageArguments) -> Dat
     if problems:
         listed = "\n  ".join(problems[:SHOWN_PROBLEMS])
         raise ValueError(f"{where}: {len(problems)} problems, mend or remove these rows:\n  {listed}")
+    if stage.stage > 1 and len(set(rows["label"][:])) == 1:
+        logger.warning(
+            f"{where}: all {len(rows)} labels are {rows['label'][0]:g}, so there is no order to "
+            f"{'learn' if name == stage.train_split else 'measure: correlations are undefined (told as 0)'}."
+        )
     return rows
 
 
@@ -197,7 +246,11 @@ def make_trainer(
     else:
         collator = PairCollator(processor, augment, cache, says_whose=stage.caption_weight > 0)
         trainer = PairTrainer
-    return trainer(
+    if not sys.stderr.isatty():
+        args.disable_tqdm = True
+    if args.disable_tqdm:
+        callbacks.append(ProgressLines())
+    made = trainer(
         stage,
         model=model,
         args=args,
@@ -207,6 +260,8 @@ def make_trainer(
         processing_class=processor,
         callbacks=callbacks,
     )
+    made.remove_callback(PrinterCallback)  # prints the same on stdout
+    return made
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -230,17 +285,35 @@ def calibrate(trainer: PairTrainer) -> None:
 def save_result(trainer: StageTrainer, stage: StageArguments) -> None:
     """
     Write the stage's model and processor to the output folder, as one plain model; adapters are merged into it and
-    also kept by themselves.
+    also kept by themselves. The files are put there when all of them are written.
+
+    Raises:
+        OSError: They could not be written; the output folder and its checkpoints are as they were.
     """
     output = Path(trainer.args.output_dir)
+    partial = output / PARTIAL_FOLDER
+    if trainer.is_world_process_zero():
+        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
     model = trainer.accelerator.unwrap_model(trainer.model)
     config = alignment_model(model).config
     config.training_stage = stage.stage
-    if isinstance(model, PeftModel):
-        if trainer.is_world_process_zero():
-            model.save_pretrained(output / ADAPTER_FOLDER)
-        trainer.model = trainer.model_wrapped = model.merge_and_unload()
-    trainer.save_model(str(output), _internal_call=True)  # else Trainer would upload too, pickles included
+    with saving(partial) if trainer.is_world_process_zero() else nullcontext():
+        if isinstance(model, PeftModel):
+            if trainer.is_world_process_zero():
+                model.save_pretrained(partial / ADAPTER_FOLDER)
+            trainer.model = trainer.model_wrapped = model.merge_and_unload()
+        trainer.save_model(str(partial), _internal_call=True)  # else Trainer would upload too, pickles included
+    if trainer.is_world_process_zero():
+        shutil.copytree(partial, output, copy_function=os.replace, dirs_exist_ok=True)
+        shutil.rmtree(partial)
+
+
+def tell_stop(output: Path) -> str:
+    """What is there of a run that was stopped, in one line: its last checkpoint, and how to go on."""
+    checkpoints = [path for path in list_checkpoints(output) if is_complete(path)]
+    if not checkpoints:
+        return f"stopped: {output} has no checkpoint yet; the same command begins anew."
+    return f"stopped: {checkpoints[-1]} is saved; the same command goes on from there."
 
 
 def push(stage: StageArguments, args: TrainingArguments) -> str:

@@ -63,6 +63,34 @@ def test_intervals_are_of_the_last_evaluation():
     assert cards.validation_intervals(SimpleNamespace(validated=np.zeros((2, 10_001)))) == {}
 
 
+def curves(monkeypatch, tmp_path, log, best_step):
+    """The axes of the figure that is drawn of a log, by their titles."""
+    drawn = []
+    save = cards.Figure.savefig
+    monkeypatch.setattr(
+        cards.Figure, "savefig", lambda self, *args, **kwargs: drawn.append(self) or save(self, *args, **kwargs)
+    )
+    cards.draw_training_curves(log, tmp_path / "curves.png", best_step)
+    return {axis.get_title(): axis for axis in drawn[0].axes}
+
+
+def test_curves_mark_the_best_checkpoint(monkeypatch, tmp_path):
+    log = [{"step": 10 * n, "epoch": n, "eval_srcc": value} for n, value in enumerate((0.3, 0.5, 0.4))]
+    axis = curves(monkeypatch, tmp_path, [{"step": 5, "epoch": 0.5, "loss": 1.0}, *log], 10)["validation SRCC"]
+    line, star = axis.lines
+    assert line.get_xydata().tolist() == [[0, 0.3], [1, 0.5], [2, 0.4]]
+    assert star.get_xydata().tolist() == [[1, 0.5]]
+    assert axis.get_legend().get_texts()[0].get_text() == "best checkpoint (10)"
+
+
+def test_the_evaluation_of_the_kept_weights_is_no_point_of_the_curve():
+    trained = [{"epoch": n, "eval_mse": 2.0, "eval_runtime": 1.0} for n in (1, 2)]
+    last = {"epoch": 2, "eval_mse": 1.0, "eval_runtime": 1.0}
+    summed = {"epoch": 2, "train_runtime": 9.0}
+    assert cards.evaluations_while_training([*trained, summed, last]) == [*trained, summed]
+    assert cards.evaluations_while_training([summed, last]) == [summed, last]
+
+
 def test_a_dataset_tells_its_licence(tmp_path):
     rows = [{"id": "0", "audio": "/0.wav", "text": "Rain"}]
     save_dataset({"train": make_dataset(rows)}, tmp_path / "data", card="# Rain\n", licence="mit")

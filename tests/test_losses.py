@@ -10,6 +10,7 @@ from torch import distributed
 from torch.nn.functional import mse_loss
 
 from modeling_xacle.losses import (
+    COMPARING_LOSSES,
     LOSSES,
     clipped_contrastive_loss,
     clipped_mse_loss,
@@ -18,6 +19,7 @@ from modeling_xacle.losses import (
     global_list_loss,
     list_net_loss,
     list_net_mse_loss,
+    scale_gradient,
 )
 
 PREDICTIONS = torch.tensor(EXPECTED["listnet"]["predictions"])
@@ -31,10 +33,50 @@ def gradient(loss, logits):
     return logits.grad
 
 
+def cross_entropy_of_lists(logits, labels, temperature):
+    """ListNet as it was published: one-sided."""
+    return -((labels / temperature).softmax(dim=0) * logits.log_softmax(dim=0)).sum()
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_list_net_gives_the_published_values(temperature):
+def test_list_net_is_the_published_loss_less_its_least_value(temperature):
+    published = cross_entropy_of_lists(PREDICTIONS, TARGETS, temperature)
+    assert published.item() == pytest.approx(EXPECTED["listnet"][f"temperature_{temperature}"], abs=1e-6)
+    least = cross_entropy_of_lists(TARGETS / temperature, TARGETS, temperature)
     loss = list_net_loss(PREDICTIONS, TARGETS, temperature, one_sided=True)
-    assert loss.item() == pytest.approx(EXPECTED["listnet"][f"temperature_{temperature}"], abs=1e-6)
+    torch.testing.assert_close(loss, published - least)
+    torch.testing.assert_close(
+        gradient(get_loss("listnet", temperature, one_sided=True), PREDICTIONS),
+        gradient(lambda logits, labels: cross_entropy_of_lists(logits, labels, temperature), PREDICTIONS),
+    )
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("temperature", [0.2, 1.0, 5.0])
+def test_a_perfect_prediction_costs_nothing(name, temperature):
+    assert get_loss(name, temperature)(TARGETS, TARGETS).item() == pytest.approx(0, abs=1e-6)
+    one_sided = get_loss(name, temperature, one_sided=True)
+    perfect = TARGETS / temperature if name == "listnet" else TARGETS
+    if name != "listnet_mse":  # its two parts have their minima in different places
+        assert one_sided(perfect, TARGETS).item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_which_losses_teach_nothing_on_one_pair(name):
+    """Of `listnet_mse` and `clipped_contrastive` the part that compares."""
+    logits = torch.tensor([0.3], requires_grad=True)
+    others = {"listnet_mse": mse_loss, "clipped_contrastive": clipped_mse_loss}
+    labels = torch.tensor([-0.5])
+    loss = get_loss(name)(logits, labels) - (others[name](logits, labels) if name in others else 0)
+    assert (loss.item() == 0) == (name in COMPARING_LOSSES)
+    assert torch.autograd.grad(loss, logits)[0].any() == (name not in COMPARING_LOSSES)
+
+
+def test_a_gradient_is_scaled_and_the_value_is_not():
+    logits = PREDICTIONS.clone().requires_grad_(True)
+    value = scale_gradient(mse_loss(logits, TARGETS), 4)
+    assert value.item() == mse_loss(PREDICTIONS, TARGETS).item()
+    torch.testing.assert_close(torch.autograd.grad(value, logits)[0], 4 * gradient(mse_loss, PREDICTIONS))
 
 
 def test_both_forms_of_list_net_are_one_at_temperature_one():

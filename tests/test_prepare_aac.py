@@ -79,6 +79,16 @@ def test_audiocaps_names_and_splits(tmp_path, out):
     assert "3 left out, no clip" in stderr and "audiocaps/4" in stderr
 
 
+def test_without_a_validation_split_it_says_how_to_get_one(tmp_path, out):
+    write_clips(tmp_path / "clips", "1.wav", "2.wav")
+    for name, id in (("train.csv", 1), ("val.csv", 2)):
+        write_csv(tmp_path / name, AUDIOCAPS_HEADER, [(id, "abcdefghij_", 9, "Rain")])
+    train = ["--audiocaps", tmp_path / "train.csv", "--audiocaps-clips", tmp_path / "clips", "-o", out]
+    assert "no validation split, which run_stage.py needs: give such a table too (--audiocaps val.csv" in run(*train)[2]
+    assert "no validation split" not in run(*train, "--audiocaps", tmp_path / "val.csv")[2]
+    assert set(load_pairs(out)) == {"train", "validation"}
+
+
 def test_vggsound_ids(tmp_path, out):
     write_clips(
         tmp_path / "clips", "OxPnZzn1_L8_000883.wav", "YJHmBKwQ3Bk_30.wav", "Y---1_cCGK4M.wav", "one_clip_11_000005.wav"

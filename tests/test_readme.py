@@ -85,9 +85,10 @@ def make_corpora(folder):
         "wav_file_name,text,average_score\nb_16k_3s.wav,A dog barks,7.25\n"
     )
     shutil.copytree(PARITY / "wav", folder / "XACLE_dataset" / "wav" / "train")
-    (folder / "train.csv").write_text("audiocap_id,youtube_id,start_time,caption\n7,abcdefghijk,30,A dog barks\n")
     (folder / "AudioCaps").mkdir()
-    shutil.copy(PARITY / "wav" / "b_16k_3s.wav", folder / "AudioCaps" / "7.wav")
+    for id, table in ((7, "train.csv"), (8, "val.csv")):
+        (folder / table).write_text(f"audiocap_id,youtube_id,start_time,caption\n{id},abcdefghijk,30,A dog barks\n")
+        shutil.copy(PARITY / "wav" / "b_16k_3s.wav", folder / "AudioCaps" / f"{id}.wav")
 
 
 # What makes a command of the README small enough for a test.

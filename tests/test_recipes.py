@@ -7,7 +7,8 @@ import pytest
 import yaml
 from transformers import TrainingArguments
 
-from modeling_xacle.recipes import StageArguments, parse_arguments, recipe, share_of_batch
+from modeling_xacle import recipes
+from modeling_xacle.recipes import StageArguments, list_size, parse_arguments, recipe, share_of_batch
 
 COMMON = {
     "weight_decay": 0.01,
@@ -136,6 +137,7 @@ def test_files_of_both_kinds(write):
     for found in (in_yaml, in_json):
         assert (found["learning_rate"], found["cache_audio_features"], found["report_to"]) == (1e-4, True, [])
     assert settings("--stage=2", f"--config={write('temperature: 2')}")["temperature"] == 2
+    assert settings("--stage=3", f"--config={write('train: score_head')}")["train"] == ["score_head"]
 
 
 def test_another_schedule_goes_without_the_settings_of_the_recipes():
@@ -146,6 +148,7 @@ def test_another_schedule_goes_without_the_settings_of_the_recipes():
     assert kept["lr_scheduler_kwargs"] == {"min_lr_rate": 0.01}
 
 
+EVERY_4_AND_6 = ["--eval_strategy", "steps", "--save_strategy", "steps", "--eval_steps", "4", "--save_steps", "6"]
 CACHED = ["--cache_audio_features", "--augmented_views", 8]
 
 
@@ -170,9 +173,21 @@ CACHED = ["--cache_audio_features", "--augmented_views", 8]
         (["--stage", 3, "--cache_audio_features"], r"--augmented_views 8\), or switch it off \(--mask_mel_bins 0"),
         (["--stage", 3, "--learning_rat", 1], "no setting --learning_rat 1; `--help` lists them"),
         (["--stage", 3, "stray"], "no setting stray"),
+        (["--stage", 3, "--report_to", "wandb"], r"--report_to wandb: it is not installed; .*pip install wandb"),
+        (["--stage", 3, "--report_to", "paper"], "paper is not supported, only .*tensorboard"),
+        (["--stage", 3, "--metric_for_best_model", "f1"], "--metric_for_best_model f1: stage 3 has srcc, lcc"),
+        (
+            ["--stage", 3, "--eval_strategy", "steps"],
+            "^--eval_strategy and --save_strategy differ, .* give both[^\\n]*$",
+        ),
+        (
+            ["--stage", 3, *EVERY_4_AND_6],
+            r"^[^\n]*6, which is not a round multiple of 4\.$",
+        ),
     ],
 )
-def test_refusals_name_the_flag_and_the_remedy(arguments, message):
+def test_refusals_name_the_flag_and_the_remedy(arguments, message, monkeypatch):
+    monkeypatch.setattr(recipes, "get_available_reporting_integrations", lambda: ["tensorboard"])
     with pytest.raises(ValueError, match=message):
         settings(*arguments)
 
@@ -195,7 +210,8 @@ def test_what_goes_together():
         ("stage: [", "neither YAML nor JSON"),
         ("stage: 8", "--stage 8: the stages are 1"),
         ("stage: 3\nmask_frames: 2.5", "--mask_frames 2.5: must be of type int, not float"),
-        ("stage: 3\ntrain: score_head", "--train score_head: must be of type list, not str"),
+        ("stage: 3\ntrain: head", "--train head: choose among projector"),
+        ("stage: 3\ntrain: 3", "--train 3: must be of type list, not int"),
         ("stage: 3\nmodel:", "--model None: must be of type str, not NoneType"),
     ],
 )
@@ -217,14 +233,50 @@ def test_no_other_file_is_read(tmp_path, monkeypatch):
     assert parse_arguments()[0].patience == 20
 
 
-@pytest.mark.parametrize(("arguments", "default"), [([], "0"), (["--stage", "3"], "20")])
-def test_help(arguments, default, capsys):
+def help_of(arguments, capsys):
     with pytest.raises(SystemExit) as end:
         parse_arguments([*arguments, "--help"])
-    text = " ".join(capsys.readouterr().out.split())
     assert end.value.code == 0
-    assert "--learning_rate" in text and "--config" in text
-    assert f"Default: 20 in stage 3. (default: {default})" in text
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_help_shows_the_recipes_defaults_by_stage(capsys):
+    text = help_of([], capsys)
+    assert "--config" in text
+    for default in (
+        "The initial learning rate for the optimizer. (default: stage 1: 1e-05, stage 2: 1e-05, stage 3: 6.2e-06)",
+        "0: never. (default: stage 1: 0, stage 2: 0, stage 3: 20)",
+        "stage 1: projector language_model, stage 2: projector score_head, stage 3: projector score_head)",
+        "'epoch'. (default: epoch)",
+        "(default: stage 1: data/aac, stage 2: data/clap_pseudo, stage 3: data/xacle)",
+    ):
+        assert default in text
+
+
+@pytest.mark.parametrize(("stage", "rate", "patience"), [("1", "1e-05", "0"), ("3", "6.2e-06", "20")])
+def test_help_of_a_stage_shows_its_own_defaults(stage, rate, patience, capsys):
+    text = help_of(["--stage", stage], capsys)
+    assert f"The initial learning rate for the optimizer. (default: {rate})" in text
+    assert f"0: never. (default: {patience})" in text
+
+
+@pytest.mark.parametrize(
+    ("stage", "metric", "greater"), [(3, "srcc", True), (3, "mse", False), (1, "perplexity", False)]
+)
+def test_the_best_is_what_the_metric_means_by_it(stage, metric, greater):
+    assert settings("--stage", stage, "--metric_for_best_model", metric)["greater_is_better"] is greater
+
+
+@pytest.mark.parametrize(
+    ("arguments", "size"),
+    [
+        ([], 16),
+        (["--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 3], 6),
+        (["--per_device_train_batch_size", 1], 1),
+    ],
+)
+def test_how_long_a_list_is(arguments, size):
+    assert list_size(*parse_arguments(list(map(str, ["--stage", 3, "--use_cpu", "true", *arguments])))) == size
 
 
 @pytest.mark.parametrize("arguments", [[], ["--learning_rate", "1"], ["--stage", "three"], ["--stage"]])

@@ -299,11 +299,60 @@ def test_perplexity_counts_every_token_once(pairs, model_folder, processor, tmp_
 
 @pytest.mark.parametrize("stage", [1, 3])
 def test_accumulated_batches_are_one_batch(pairs, steady_folder, tmp_path, stage):
-    loss = ["--loss", "mse"] if stage == 3 else []  # a list loss sees the lists it is given
+    loss = ["--loss", "mse"] if stage == 3 else []
     run_stage.main(command(stage, pairs, steady_folder, tmp_path / "one", *loss))
     parts = ["--per_device_train_batch_size", 4, "--gradient_accumulation_steps", 2]
     run_stage.main(command(stage, pairs, steady_folder, tmp_path / "two", *loss, *parts))
     assert_same_weights(tmp_path / "one", tmp_path / "two", tolerance=5e-5)
+
+
+@pytest.mark.parametrize("loss", ["listnet_mse", "clipped_contrastive"])
+def test_a_list_spans_the_batches_that_are_accumulated(pairs, steady_folder, tmp_path, loss):
+    """The last 8 of 24 rows are left out either way."""
+    losses = []
+    for batch, steps in ((16, 1), (4, 4)):
+        batches = ["--per_device_train_batch_size", batch, "--gradient_accumulation_steps", steps]
+        output = tmp_path / str(steps)
+        run_stage.main(command(3, pairs, steady_folder, output, "--loss", loss, "--num_train_epochs", 3, *batches))
+        log = json.loads((output / "training_log.json").read_text())["log"]
+        losses.append([entry["loss"] for entry in log if "loss" in entry])
+        assert "| pairs of a list | `16` |" in (output / "README.md").read_text()
+    assert_same_weights(tmp_path / "1", tmp_path / "4", tolerance=5e-5)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_both_passes_over_accumulated_batches_draw_alike(pairs, model_folder, tmp_path, monkeypatch):
+    forward, seen = XacleModel.forward, {False: [], True: []}
+
+    def spy(self, *args, **kwargs):
+        outputs = forward(self, *args, **kwargs)
+        if self.training:
+            seen[torch.is_grad_enabled()].append(outputs.logits.detach())
+        return outputs
+
+    monkeypatch.setattr(XacleModel, "forward", spy)
+    assert XacleModel.from_pretrained(model_folder).config.score_head_dropout > 0
+    batches = ["--per_device_train_batch_size", 4, "--gradient_accumulation_steps", 3, "--learning_rate", 0]
+    run_with_spy(command(3, pairs, model_folder, tmp_path, "--num_train_epochs", 1, *batches))
+    assert len(seen[False]) == len(seen[True]) == 6
+    assert all(torch.equal(first, second) for first, second in zip(seen[False], seen[True], strict=True))
+
+
+def test_lists_of_one_pair_are_refused(pairs, model_folder, tmp_path, monkeypatch):
+    def check(*more):
+        stage, args = parse_arguments(command(3, pairs, model_folder, tmp_path / "out", *more))
+        training.check_lists(stage, args, TRAIN)
+
+    one = ["--per_device_train_batch_size", 1]
+    for loss in ("listnet", "listnet_mse", "clipped_contrastive"):
+        with pytest.raises(ValueError, match=f"--loss {loss} compares the pairs of a list, which would be one pair"):
+            check(*one, "--loss", loss)
+    check(*one, "--loss", "mse")
+    check(*one, "--gradient_accumulation_steps", 2)
+    with pytest.raises(ValueError, match=r"leave one pair for the last list of an epoch.*--dataloader_drop_last true"):
+        check("--per_device_train_batch_size", 23, "--dataloader_drop_last", "false")
+    with pytest.raises(ValueError, match="would be one pair"):
+        run_stage.main(command(3, pairs, model_folder, tmp_path / "out", *one))
 
 
 def test_special_tokens_alone(pairs, model_folder, tmp_path):
@@ -403,8 +452,8 @@ def test_two_processes_equal_one(pairs, steady_folder, tmp_path, stage):
     config = ROOT / "accelerate_configs/cpu_2_processes.yaml"
     settings = ["--config_file", str(config), "--main_process_port", "0"]
     launcher = [sys.executable, "-m", "accelerate.commands.launch", *settings]
-    halves = ["--per_device_train_batch_size", 4, "--num_processes", 2]
-    process = launch(command(stage, pairs, steady_folder, tmp_path / "two", *loss, *halves), launcher)
+    parts = ["--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 2, "--num_processes", 2]
+    process = launch(command(stage, pairs, steady_folder, tmp_path / "two", *loss, *parts), launcher)
     run_stage.main(command(stage, pairs, steady_folder, tmp_path / "one", *loss))
     finish(process)
     assert_same_weights(tmp_path / "one", tmp_path / "two", tolerance=5e-5)

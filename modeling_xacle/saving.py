@@ -1,0 +1,46 @@
+"""How folders are written: whole or not at all, and with the permissions that any other file gets."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+# What PyTorch's writer says of a disk that is full, in an exception of no class of its own.
+WRITER_FAILED = ("PytorchStreamWriter", "inline_container")
+
+
+@contextmanager
+def saving(folder: Path) -> Iterator[None]:
+    """
+    Surrounds the writing of a folder. If that fails, the folder is removed; if not, its files get ordinary permissions,
+    since safetensors creates its own for their owner alone.
+
+    Args:
+        folder (`Path`): Everything in it is written inside the context.
+
+    Raises:
+        OSError: It could not be written: the disk is full, say.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(name in str(error) for name in WRITER_FAILED):
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
+        reason = str(error).splitlines()[0]
+        raise OSError(
+            f"{folder} could not be written and was removed: {reason}. Make room, then give the same command again."
+        ) from error
+    give_ordinary_permissions(folder)
+
+
+def give_ordinary_permissions(folder: Path) -> None:
+    """Give all files below a folder the permissions that the process's umask leaves to new files."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(0o666 & ~umask)
