@@ -10,8 +10,8 @@ from machines import in_words
 from matplotlib.figure import Figure
 
 from modeling_xacle.cards import markdown_table
-from modeling_xacle.data import write_whole
 from modeling_xacle.figures import BLUE, GREY, ORANGE, figure_bytes, styled_figure
+from modeling_xacle.saving import write_whole
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")

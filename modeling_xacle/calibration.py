@@ -12,8 +12,9 @@ from numpy.typing import ArrayLike
 from scipy.optimize import isotonic_regression
 
 from .configuration_xacle import XacleConfig
-from .data import find_column, read_table, replace_folder, write_whole
+from .data import find_column, read_table, replace_folder
 from .metrics import METRICS, alignment_metrics
+from .saving import write_whole
 from .score_tables import PREDICTION_COLUMNS, read_score_table, text_table
 from .tables import check_table_suffix, write_table
 

@@ -12,12 +12,13 @@ from transformers import Trainer
 
 from . import __version__
 from .configuration_xacle import XacleConfig
-from .data import dataset_licence, write_json
+from .data import dataset_licence
 from .freezing import alignment_model
 from .metrics import bootstrap_intervals
 from .provenance import CARD, UNKNOWN, dataset_name, made_from, read_card
 from .recipes import STAGES, StageArguments, list_size
 from .resuming import run_settings
+from .saving import write_json
 
 CURVES_FILE = "training_curves.png"
 LOG_FILE = "training_log.json"

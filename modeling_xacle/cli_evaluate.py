@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from . import calibration, comparison, evaluation, figures, reporting
-from .data import write_whole
+from .saving import write_whole
 from .score_tables import PREDICTION_COLUMNS
 from .tables import check_table_suffix
 

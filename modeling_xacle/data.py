@@ -436,20 +436,6 @@ def replace_folder(partial: Path, output: Path) -> None:
     shutil.rmtree(earlier, ignore_errors=True)
 
 
-def write_whole(path: str | Path, content: str | bytes) -> None:
-    """Write a file that is there whole or not at all; an earlier one stays until then."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content.encode() if isinstance(content, str) else content)
-    partial.replace(path)
-
-
-def write_json(file: Path, content: Any) -> None:
-    """Write a JSON file, whole or not at all."""
-    write_whole(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
 def load_pairs(name_or_path: str | Path, split: str | None = None) -> DatasetDict | Dataset:
     """
     Load a dataset of pairs in the schema; its sounds are not decoded.

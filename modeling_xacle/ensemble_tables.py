@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .comparison import system_names
-from .data import AUDIO_COLUMNS, write_whole
+from .data import AUDIO_COLUMNS
 from .ensembling import FITS, FITTED_METHODS, Judged, Method, ensemble, fit_nnls, grouped_folds, leave_one_out
 from .metrics import METRICS, alignment_metrics
+from .saving import write_whole
 from .score_tables import (
     KEYS_LISTED,
     PREDICTION_COLUMNS,

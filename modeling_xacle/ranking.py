@@ -13,8 +13,9 @@ from matplotlib.patches import Rectangle
 from tqdm import tqdm
 from transformers.utils import logging
 
-from .data import TEXT_COLUMNS, find_column, read_table, write_whole
+from .data import TEXT_COLUMNS, find_column, read_table
 from .pipeline_xacle import AudioTextAlignmentPipeline
+from .saving import write_whole
 from .tables import TABLE_SUFFIXES, check_table_suffix
 
 logger = logging.get_logger(__name__)

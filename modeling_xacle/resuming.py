@@ -14,9 +14,9 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, ProcessorMixin,
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
-from .data import write_json
 from .fingerprints import model_fingerprint, split_fingerprint
 from .recipes import StageArguments
+from .saving import write_json
 from .trainers import StageTrainer
 
 logger = logging.get_logger(__name__)

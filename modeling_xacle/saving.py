@@ -1,10 +1,12 @@
-"""How folders are written: whole or not at all, and with the permissions that any other file gets."""
+"""How files and folders are written: whole or not at all, and with the permissions that any other file gets."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -44,3 +46,17 @@ def give_ordinary_permissions(folder: Path) -> None:
     for path in folder.rglob("*"):
         if path.is_file():
             path.chmod(0o666 & ~umask)
+
+
+def write_whole(path: str | Path, content: str | bytes) -> None:
+    """Write a file that is there whole or not at all; an earlier one stays until then."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(content.encode() if isinstance(content, str) else content)
+    partial.replace(path)
+
+
+def write_json(file: Path, content: Any) -> None:
+    """Write a JSON file, whole or not at all."""
+    write_whole(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from .data import write_whole
+from .saving import write_whole
 from .tables import STREAMED_SUFFIXES, check_table_suffix, row_writer
 
 XACLE_COLUMNS = ("wav_file_name", "pred_score")

@@ -13,7 +13,8 @@ from typing import Any
 
 import yaml
 
-from .data import AUDIO_COLUMNS, SCORE_RANGE, find_column, read_table, write_whole
+from .data import AUDIO_COLUMNS, SCORE_RANGE, find_column, read_table
+from .saving import write_whole
 from .score_tables import PREDICTION_COLUMNS
 
 NUM_TEST_CLIPS = 3000

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .data import write_whole
+from .saving import write_whole
 
 # Formats that are written row by row, and all.
 STREAMED_SUFFIXES = (".csv", ".tsv", ".jsonl")

@@ -15,13 +15,12 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import logging
 
 from .batches import TrainingRows
-from .data import write_json
 from .freezing import alignment_model
 from .losses import COMPARING_LOSSES, get_loss, global_list_loss, scale_gradient
 from .metrics import alignment_metrics
 from .processing_xacle import IGNORED
 from .recipes import StageArguments
-from .saving import saving
+from .saving import saving, write_json
 
 logger = logging.get_logger(__name__)
 
