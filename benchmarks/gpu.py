@@ -12,8 +12,10 @@ code, PyTorch or the device are others. When all are there, they are written to 
 with its page and picture, and the table of all processors is made anew. No network is needed.
 """
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -63,12 +65,15 @@ def run_apart(name: str, output: Path, settings: Settings) -> bool:
     environment = {"PYTHONPATH": str(ROOT), **os.environ}
     if name != "fsdp" and settings.device == "cuda":
         environment["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
     try:
-        code = subprocess.run(command, env=environment, timeout=LIMIT_SECONDS, check=False).returncode
+        return process.wait(LIMIT_SECONDS) == 0
     except subprocess.TimeoutExpired:
         typer.echo(f"{name}: it took longer than {LIMIT_SECONDS // 60} minutes and was stopped.", err=True)
         return False
-    return code == 0
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # what a step started would hold the GPU beside the next one
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def gather(output: Path, results: Path, settings: Settings) -> None:

@@ -1,4 +1,7 @@
-"""The steps of a benchmark in its work folder: each is done once, and what was made otherwise is not taken for done."""
+"""
+The steps of a benchmark in its work folder: each is done once, and what was made otherwise, by another command, from
+other inputs or by another version of the package, is not taken for done. Changes of code within a version are not seen.
+"""
 
 import json
 from collections.abc import Callable, Iterable

@@ -38,6 +38,7 @@ from transformers import (
 
 from modeling_xacle.clap import ClapTeacher, ClipFeatures, PairIndex, separation_auc
 from modeling_xacle.data import check_rows, load_pairs, replace_folder
+from modeling_xacle.saving import saving
 
 # In the order of the ids that ClapTextConfig takes for granted.
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>"]
@@ -336,8 +337,9 @@ def main(
     }
     with unfinished_folder(output) as folder:
         losses = train(model, processor, index, split, folder, num_workers, **settings)
-        model.save_pretrained(folder / "teacher")
-        processor.save_pretrained(folder / "teacher")
+        with saving(folder / "teacher"):
+            model.save_pretrained(folder / "teacher")
+            processor.save_pretrained(folder / "teacher")
         replace_folder(folder / "teacher", output.absolute())
     typer.echo(f"loss: {losses[0]:.3f} in the first epoch, {losses[-1]:.3f} in the last")
     tested = test_split if test_split in splits else split

@@ -3,12 +3,13 @@
 import re
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from matplotlib.figure import Figure
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 
 from . import __version__
 from .configuration_xacle import XacleConfig
@@ -16,7 +17,7 @@ from .data import dataset_licence
 from .freezing import alignment_model
 from .metrics import bootstrap_intervals
 from .provenance import CARD, UNKNOWN, dataset_name, made_from, read_card
-from .recipes import STAGES, StageArguments, list_size
+from .recipes import STAGES, StageArguments
 from .resuming import run_settings
 from .saving import write_json
 
@@ -298,6 +299,24 @@ def validation_table(metrics: Mapping[str, float], intervals: Mapping[str, tuple
     return markdown_table(rows)
 
 
+# Of `TrainingArguments`, what the card tells whatever its value; of the others, what is not Transformers' default.
+TOLD = ("learning_rate", "weight_decay", "max_grad_norm", "num_train_epochs", "lr_scheduler_type", "optim", "seed")
+
+
+def recipe_settings(stage: StageArguments, args: TrainingArguments) -> dict[str, Any]:
+    """The settings that the card tells: all that the weights depend on and that are not usual."""
+    usual = {field.name: field.default for field in fields(TrainingArguments) if field.name not in TOLD}
+    settings = {
+        name: value
+        for name, value in run_settings(stage, args).items()
+        if value not in ("", None) and value != usual.get(name, MISSING)
+    }
+    size = settings.pop("list_size")
+    if stage.stage > 1:
+        settings["pairs of a list"] = size
+    return settings | {name: without_folder(settings[name]) for name in ("model", "data")}
+
+
 def card_text(
     trainer: Trainer, stage: StageArguments, metrics: Mapping[str, float], intervals: Mapping[str, tuple[float, float]]
 ) -> str:
@@ -306,9 +325,7 @@ def card_text(
     model = alignment_model(trainer.model)
     config = model.config
     scale, offset = config.calibration_scale, config.calibration_offset
-    settings = {name: value for name, value in run_settings(stage, args).items() if value not in ("", None)}
-    settings |= {name: without_folder(settings[name]) for name in ("model", "data")}
-    settings |= {"pairs of a list": list_size(stage, args)} if scores else {}
+    settings = recipe_settings(stage, args)
     return TEXT.format(
         name=Path(args.output_dir).name,
         what=WHAT[scores],

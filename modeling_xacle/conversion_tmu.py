@@ -92,12 +92,17 @@ def read_tmu_settings(file: Path) -> dict[str, Any]:
         return {}
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))
-        numbers = [settings.get(name) for name in ("num_audio_tokens", "training_stage")]
-    except (ValueError, AttributeError) as error:
+    except ValueError as error:
         raise ConversionError(f"{file}: not a JSON object ({error}).") from error
-    if not all(value is None or type(value) is int for value in numbers):
-        raise ConversionError(f"{file}: num_audio_tokens and training_stage, where it has them, must be whole numbers.")
+    if not isinstance(settings, dict):
+        raise ConversionError(f"{file}: not a JSON object, but a {type(settings).__name__}.")
+    for name, (least, largest) in {"num_audio_tokens": (1, 496), "training_stage": (0, 3)}.items():
+        value = settings.get(name)
+        if value is not None and not (type(value) is int and least <= value <= largest):
+            raise ConversionError(f"{file}: {name} is {value!r}, but must be a whole number from {least} to {largest}.")
     llm = settings.get("llm_model_name")
+    if llm is not None and not isinstance(llm, str):
+        raise ConversionError(f"{file}: llm_model_name is {llm!r}, but must be a name.")
     if llm and (file.parent / llm).is_dir():
         settings["llm_model_name"] = str(file.parent / llm)
     return settings

@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import yaml
 from datasets import Audio, Dataset, DatasetDict, Features, List, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from datasets.table import embed_table_storage, table_cast
@@ -353,7 +354,7 @@ def check_replaceable(output: Path) -> None:
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
     card = output / CARD
-    written = (metadata_load(card) or {}).get(MANIFEST) if card.is_file() else None
+    written = _read_metadata(card).get(MANIFEST)
     if written is None:
         raise ValueError(f"{output}: exists and is not a dataset that this wrote; choose another output.")
     added = sorted(entry.name for entry in output.iterdir() if entry.name not in (CARD, *written))
@@ -393,6 +394,14 @@ def _write_parquet(dataset: Dataset, columns: list[str], path: Path, embed_audio
             bar.update(len(table))
 
 
+def _read_metadata(card: Path) -> dict[str, Any]:
+    """The metadata of a dataset's card; nothing if there is no card."""
+    try:
+        return (metadata_load(card) or {}) if card.is_file() else {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{card}: its metadata, between the lines of three hyphens, is no YAML ({error}).") from error
+
+
 def _write_card(path: Path, text: str, splits: Mapping[str, Dataset], licence: str | None) -> None:
     """README.md with the metadata by which the Hub, and the next run, know the folder's files."""
     checksums = {entry.name: _checksum(entry) for entry in sorted(path.parent.iterdir())}
@@ -418,7 +427,7 @@ def _write_card(path: Path, text: str, splits: Mapping[str, Dataset], licence: s
 def dataset_licence(name_or_path: str | Path) -> str | None:
     """The licence that the card of a dataset folder tells; `None` of one that tells none, or is not a folder."""
     card = Path(name_or_path, CARD)
-    return (metadata_load(card) or {}).get("license") if card.is_file() else None
+    return _read_metadata(card).get("license")
 
 
 def _checksum(path: Path) -> str:
@@ -461,7 +470,7 @@ def load_pairs(name_or_path: str | Path, split: str | None = None) -> DatasetDic
     except (DatasetGenerationError, pa.ArrowInvalid) as error:
         reason = error.__cause__ or error
         raise ValueError(f"{name_or_path}: a file is broken, or the splits' columns differ ({reason}).") from error
-    except (ValueError, StopIteration) as error:  # the latter of a JSON lines file without a line
+    except (ValueError, StopIteration, yaml.YAMLError) as error:  # a JSON lines file without a line; a broken card
         reason = str(error) or "a file has no rows"
         raise ValueError(f"{name_or_path}: cannot be read, a split may be empty ({reason}).") from error
     if split is None:

@@ -97,25 +97,13 @@ def eager_attention_forward(
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
-class BeatsPositionConv(nn.Conv1d):
-    """An `nn.Conv1d` that on a CPU convolves an image of height one, whose channels lie last: there twice as fast."""
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """`(batch_size, hidden_size, num_tokens)` -> the same, with one token more where the kernel is even."""
-        if inputs.device.type != "cpu":
-            return super().forward(inputs)
-        weight, padding = self.weight.unsqueeze(2), (0, *self.padding)
-        image = inputs.unsqueeze(2)  # (B, D, N) -> (B, D, 1, N)
-        return nn.functional.conv2d(image, weight, self.bias, padding=padding, groups=self.groups).squeeze(2)
-
-
 class BeatsConvPositionEmbedding(nn.Module):
     """Position embedding computed from the tokens by a wide grouped convolution (wav2vec 2.0, arXiv 2006.11477)."""
 
     def __init__(self, config: BeatsConfig):
         super().__init__()
         kernel_size = config.conv_position_kernel_size
-        self.conv = BeatsPositionConv(
+        self.conv = nn.Conv1d(
             config.hidden_size,
             config.hidden_size,
             kernel_size,
@@ -308,7 +296,8 @@ class BeatsModel(BeatsPreTrainedModel):
         patches = self.patch_embedding(input_features.to(self.dtype).unsqueeze(1))  # (B, T, F) -> (B, E, T/16, F/16)
         tokens = patches.flatten(2).transpose(1, 2)  # -> (B, N, E)
         hidden_states = self.patch_projection(self.patch_layer_norm(tokens))  # -> (B, N, D)
-        hidden_states = self.layer_norm(hidden_states + self.conv_position(hidden_states))
+        positions = self.conv_position(hidden_states).to(hidden_states.device)
+        hidden_states = self.layer_norm(hidden_states + positions)
         hidden_states = self.dropout(hidden_states)
         position_bias = self._position_bias(hidden_states.shape[1], hidden_states.device)
         for layer in self.layers:
@@ -324,11 +313,11 @@ class BeatsModel(BeatsPreTrainedModel):
         """
         config = self.config
         shape = tuple(input_features.shape)
-        if len(shape) != 3 or shape[2] != config.num_mel_bins or shape[1] < config.patch_size:
+        is_enough = len(shape) == 3 and shape[0] > 0 and shape[1] >= config.patch_size
+        if not is_enough or shape[2] != config.num_mel_bins:
             raise ValueError(
-                f"input_features has shape {shape}, but BEATs expects (batch_size, num_frames, "
-                f"{config.num_mel_bins}) with at least "
-                f"{config.patch_size} frames. Make them with XacleFeatureExtractor."
+                f"input_features has shape {shape}, but BEATs expects (batch_size, num_frames, {config.num_mel_bins}) "
+                f"with at least one clip and {config.patch_size} frames. Make them with XacleFeatureExtractor."
             )
 
     def _position_bias(self, num_tokens: int, device: torch.device) -> torch.Tensor:

@@ -13,6 +13,9 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_xacle import XacleConfig
 from .modeling_xacle import XacleModel, XaclePreTrainedModel
 
+# A prompt cannot be fed in pieces of which some have half a sound, nor can half of the layers guess the next tokens.
+REFUSED_IN_GENERATION = ("prefill_chunk_size", "assistant_early_exit")
+
 
 class XacleForConditionalGeneration(XaclePreTrainedModel, GenerationMixin):
     """
@@ -67,8 +70,8 @@ class XacleForConditionalGeneration(XaclePreTrainedModel, GenerationMixin):
         Predict the next tokens. [`~XacleProcessor.prepare_captioning`] makes the inputs.
 
         Args:
-            input_ids (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): `[AUDIO_START]`, `[AUDIO]`
-                times `num_audio_tokens`, `[AUDIO_END]`, then the caption so far; with `cache`, its last tokens.
+            input_ids (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): `[AUDIO_START]`, as many
+                `[AUDIO]`, `[AUDIO_END]`, then the caption so far; with `cache`, its last tokens.
             attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): 1 for tokens, 0 for
                 padding, at either end; or what `generate` makes of it.
             position_ids (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): Places of the tokens; by
@@ -77,25 +80,18 @@ class XacleForConditionalGeneration(XaclePreTrainedModel, GenerationMixin):
                 log-mel spectrogram.
             audio_features (`torch.Tensor` of shape `(batch_size, num_audio_tokens, audio_hidden_size)`, *optional*):
                 Output of `get_audio_features`, instead of `input_features`.
-            inputs_embeds (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*): Embeddings
-                of the whole sequence, sound included ([`~XacleModel.embed`] makes them), instead of `input_ids`.
+            inputs_embeds (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*): Instead of
+                `input_ids` and sound, what [`~XacleModel.embed`] makes of them.
             labels (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): The input ids where a token
-                counts in the loss (the caption and its end), -100 elsewhere. The loss is the mean cross entropy.
-            cache (`Cache`, *optional*): Of the tokens before these.
-            use_cache (`bool`): Return a cache of all tokens; `generate` asks for it.
+                counts in the loss (the mean cross entropy), -100 elsewhere.
+            cache (`Cache`, *optional*), use_cache (`bool`): Of the tokens before these; return one of all tokens.
             logits_to_keep (`int` or `torch.Tensor` of shape `(num_kept,)`): Compute the logits of so many last
                 positions only, or of these; 0 is all, as `labels` need them.
 
         Raises:
-            ValueError: Not exactly one of `input_ids` and `inputs_embeds`; `inputs_embeds` and a sound; a sequence
-                without its audio tokens.
+            ValueError: Not exactly one of tokens and embeddings; embeddings and a sound; audio tokens are missing.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Give either `input_ids` or `inputs_embeds`.")
-        if inputs_embeds is None:
-            inputs_embeds = self._embed(input_ids, input_features, audio_features)
-        elif input_features is not None or audio_features is not None:
-            raise ValueError("`inputs_embeds` hold the sound already: leave out `input_features` and `audio_features`.")
+        inputs_embeds = self._embed(input_ids, input_features, audio_features, inputs_embeds)
         if cache is None and attention_mask is not None and attention_mask.dim() == 2:
             attention_mask, position_ids = self._without_padding(inputs_embeds, attention_mask, position_ids)
         if position_ids is not None and self._counts_positions:
@@ -109,17 +105,18 @@ class XacleForConditionalGeneration(XaclePreTrainedModel, GenerationMixin):
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.model.token_logits(outputs.last_hidden_state[:, kept])  # (B, S, H) -> (B, S, V)
-        loss = None
-        if labels is not None:
-            targets = labels[:, 1:].to(logits.device)
-            loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets.flatten())
         return CausalLMOutputWithPast(
-            loss=loss,
+            loss=None if labels is None else self._loss(logits, labels.to(logits.device)),
             logits=logits,
             cache=outputs.cache,
             hidden_states=outputs.hidden_states,
             attentions=getattr(outputs, "attentions", None),
         )
+
+    @staticmethod
+    def _loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Mean cross entropy of logits `(B, S, V)` against the labels `(B, S)` of the next places."""
+        return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
 
     @staticmethod
     def _without_padding(
@@ -140,11 +137,21 @@ class XacleForConditionalGeneration(XaclePreTrainedModel, GenerationMixin):
         return attention_mask, counted if position_ids is None else position_ids
 
     def _embed(
-        self, input_ids: torch.Tensor, input_features: torch.Tensor | None, audio_features: torch.Tensor | None
+        self,
+        input_ids: torch.Tensor | None,
+        input_features: torch.Tensor | None,
+        audio_features: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
     ) -> torch.Tensor:
         """Embeddings `(batch_size, sequence_length, hidden_size)` of tokens, and of the sound where there is one."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give either `input_ids` or `inputs_embeds`.")
+        if inputs_embeds is not None and (input_features is not None or audio_features is not None):
+            raise ValueError("`inputs_embeds` hold the sound already: leave out `input_features` and `audio_features`.")
         if input_features is not None:
             audio_features = self.model.get_audio_features(input_features)
+        if inputs_embeds is not None:
+            return inputs_embeds
         if audio_features is None:
             return self.get_input_embeddings()(input_ids)
         self.model.check_audio_tokens(input_ids, *audio_features.shape[:2])
@@ -175,7 +182,13 @@ class XacleForConditionalGeneration(XaclePreTrainedModel, GenerationMixin):
             `torch.Tensor` of shape `(batch_size * num_return_sequences, longest)`: The prompts and the new tokens;
             `processor.batch_decode(..., skip_special_tokens=True)` leaves the captions. With
             `return_dict_in_generate=True`, a `ModelOutput` with these `sequences`.
+
+        Raises:
+            ValueError: `prefill_chunk_size` or `assistant_early_exit`, which cannot work here.
         """
+        for name in REFUSED_IN_GENERATION:
+            if kwargs.get(name) is not None:
+                raise ValueError(f"`{name}` does not work with a sound in the prompt: leave it out.")
         if input_features is not None:
             with torch.no_grad():
                 kwargs["audio_features"] = self.model.get_audio_features(input_features)

@@ -135,7 +135,7 @@ class XaclePreTrainedModel(PreTrainedModel):
     input_modalities = ("audio", "text")
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = False  # else Trainer multiplies a mean loss by accumulation steps and processes
-    _no_split_modules = ["BeatsLayer"]
+    _no_split_modules = ["BeatsLayer", "XacleProjector", "XacleScoreHead"]
     _supports_sdpa = True
     _supports_attention_backend = True
     _keep_in_fp32_modules_strict = ["score_head"]
@@ -295,8 +295,7 @@ class XacleModel(XaclePreTrainedModel):
             audio_features (`torch.Tensor` of shape `(batch_size, num_audio_tokens, audio_hidden_size)`, *optional*):
                 Output of `get_audio_features`, instead of `input_features`.
             labels (`torch.Tensor` of shape `(batch_size,)`, *optional*): Targets in [-1, 1]
-                (`config.scores_to_labels`). The loss is the mean squared error of the logits, each pair by itself;
-                list losses belong to training.
+                (`config.scores_to_labels`). The loss is the mean squared error of the logits.
             inputs_embeds (`None`): Refused, as the places of sound and `[SCORE]` are found by their ids; PEFT passes
                 it.
             output_hidden_states (`bool`, *optional*), output_attentions (`bool`, *optional*): Return those of the
@@ -306,20 +305,14 @@ class XacleModel(XaclePreTrainedModel):
             ValueError: Not exactly one of `input_features` and `audio_features`; padding before the end; a sequence
                 without its audio tokens or its `[SCORE]`.
         """
-        if inputs_embeds is not None:
-            raise ValueError("`inputs_embeds` cannot be scored: give `input_ids`, which tell where the sound belongs.")
         # Before the encoder starts: on a GPU, a check waits for all that was begun.
-        self._check_inputs(input_ids, attention_mask, input_features, audio_features, labels)
+        self._check_inputs(input_ids, attention_mask, input_features, audio_features, labels, inputs_embeds)
         if audio_features is None:
             audio_features = self.get_audio_features(input_features)
-        asked = {
-            "output_hidden_states": choose(output_hidden_states, self.config.output_hidden_states),
-            "output_attentions": choose(output_attentions, self.config.output_attentions),
-        }
         outputs = self.language_model(
             inputs_embeds=self.embed(input_ids, audio_features),
             use_cache=False,
-            **{name: True for name, is_asked in asked.items() if is_asked},
+            **self._asked(output_hidden_states=output_hidden_states, output_attentions=output_attentions),
         )
         score_states = self._score_states(input_ids, outputs.last_hidden_state)  # (B, S, H) -> (B, H)
         likelihood = None
@@ -338,6 +331,10 @@ class XacleModel(XaclePreTrainedModel):
             attentions=getattr(outputs, "attentions", None),  # state-space models have none
         )
 
+    def _asked(self, **flags: bool | None) -> dict[str, bool]:
+        """The outputs that a call asks for, or the config where it says nothing; not all decoders know all."""
+        return {name: True for name, flag in flags.items() if choose(flag, getattr(self.config, name))}
+
     def _check_inputs(
         self,
         input_ids: torch.Tensor,
@@ -345,7 +342,10 @@ class XacleModel(XaclePreTrainedModel):
         input_features: torch.Tensor | None,
         audio_features: torch.Tensor | None,
         labels: torch.Tensor | None,
+        inputs_embeds: None,
     ) -> None:
+        if inputs_embeds is not None:
+            raise ValueError("`inputs_embeds` cannot be scored: give `input_ids`, which tell where the sound belongs.")
         if (input_features is None) == (audio_features is None):
             raise ValueError("Give either `input_features` or `audio_features`.")
         if labels is not None and labels.shape != input_ids.shape[:1]:
@@ -427,7 +427,7 @@ class XacleModel(XaclePreTrainedModel):
         targets = input_ids.masked_fill(is_score, config.end_token_id)[predicted]
         states = hidden_states[:, :-1][predicted[:, 1:]].float()  # (B, S, H) -> (T, H)
         with maybe_autocast(states.device.type, enabled=False):
-            logits = self.token_logits(states)  # -> (T, V)
+            logits = self.token_logits(states).to(states.device)  # -> (T, V)
         log_probabilities = -nn.functional.cross_entropy(logits, targets, reduction="none")  # -> (T,)
         distances = logits.gather(1, targets[:, None]).squeeze(1) - logits.max(dim=1).values
         return likelihood_features(log_probabilities, distances, predicted, last)

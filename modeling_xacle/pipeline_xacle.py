@@ -319,7 +319,6 @@ class AudioTextAlignmentPipeline(Pipeline):
         registered default's local path.
         """
         self.model.save_pretrained(save_directory, **kwargs)
-        self.processor.tokenizer.init_kwargs.pop(
-            "dtype", None
-        )  # where `pipeline(dtype=...)` leaves it; no JSON holds it
+        # `pipeline(dtype=...)` leaves the dtype there, which no JSON holds.
+        self.processor.tokenizer.init_kwargs.pop("dtype", None)
         self.processor.save_pretrained(save_directory)

@@ -273,6 +273,14 @@ def stage_and_settings(arguments: list[str]) -> tuple[int | None, dict[str, Any]
     return stage, settings, rest
 
 
+# Where Transformers' own words are not true here.
+HELP = {
+    "resume_from_checkpoint": "A checkpoint of the output folder to go on from. By default the last: the same command "
+    "goes on by itself.",
+    "metric_for_best_model": "Metric of the validation split by which the best checkpoint is chosen.",
+}
+
+
 def parse_arguments(arguments: list[str] | None = None) -> tuple[StageArguments, TrainingArguments]:
     """
     Arguments of a stage, by default those of the command line. A flag wins over the file given by `--config`, and that
@@ -287,6 +295,8 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[StageArguments,
         (StageArguments, TrainingArguments), allow_abbrev=False, description="Train one stage of the alignment model."
     )
     parser.add_argument("--config", help="YAML or JSON file of settings, by the names of the flags.")
+    for action in parser._actions:
+        action.help = HELP.get(action.dest, action.help)
     if stage is not None:
         parser.set_defaults(**{**recipe(stage), **settings})
         rest = ["--stage", str(stage), *rest]

@@ -15,7 +15,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
 from .fingerprints import model_fingerprint, split_fingerprint
-from .recipes import StageArguments
+from .recipes import StageArguments, list_size
 from .saving import write_json
 from .trainers import StageTrainer
 
@@ -27,25 +27,26 @@ CONTENTS, RESULT = "contents", "result"
 RESULT_FILES = ("*.safetensors", "*.json", "README.md")  # without which a result is not complete
 # Values of --resume_from_checkpoint for the last one, which is also taken without it.
 LAST = ("true", "last")
-# What a run's weights depend on besides the stage's own settings; another value is another run.
-TRAINING_FIELDS = (
-    "learning_rate",
-    "weight_decay",
-    "max_grad_norm",
-    "num_train_epochs",
-    "max_steps",
-    "lr_scheduler_type",
-    "lr_scheduler_kwargs",
-    "warmup_steps",
-    "optim",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "seed",
-    "data_seed",
-    "bf16",
-    "fp16",
-)
+# What `TrainingArguments` say of the machine, logs and uploads; all else is compared, also what later versions add.
+MACHINE = """
+    accelerator_config activation_checkpointing activation_checkpointing_kwargs auto_find_batch_size bf16_full_eval
+    dataloader_multiprocessing_context dataloader_num_workers dataloader_persistent_workers dataloader_pin_memory
+    dataloader_prefetch_factor ddp_backend ddp_broadcast_buffers ddp_bucket_cap_mb ddp_find_unused_parameters
+    ddp_static_graph ddp_timeout deepspeed eval_accumulation_steps fp16_full_eval fsdp fsdp_config
+    gradient_accumulation_steps gradient_checkpointing gradient_checkpointing_kwargs local_rank parallelism_config
+    per_device_eval_batch_size per_device_train_batch_size skip_memory_metrics tf32 torch_compile torch_compile_backend
+    torch_compile_mode torch_empty_cache_steps use_cpu
+"""
+LOGS = """
+    debug disable_tqdm do_eval do_predict do_train include_for_metrics include_num_input_tokens_seen log_level
+    log_level_replica log_on_each_node logging_first_step logging_nan_inf_filter logging_steps logging_strategy project
+    report_to run_name trackio_bucket_id trackio_space_id trackio_static_space_id
+"""
+UPLOADS = """
+    enable_jit_checkpoint hub_always_push hub_model_id hub_private_repo hub_revision hub_strategy hub_token output_dir
+    push_to_hub resume_from_checkpoint save_on_each_node save_total_limit
+"""
+FREE_TRAINING_FIELDS = {*MACHINE.split(), *LOGS.split(), *UPLOADS.split()}
 # Settings of a stage that change its weights by no more than rounding.
 FREE_FIELDS = {"cache_audio_features", "cache_dir", "cache_dtype", "num_sample_captions", "num_processes", "restart"}
 
@@ -53,9 +54,8 @@ FREE_FIELDS = {"cache_audio_features", "cache_dir", "cache_dtype", "num_sample_c
 def run_settings(stage: StageArguments, args: TrainingArguments) -> dict[str, Any]:
     """All settings that a run's weights depend on, as JSON has them."""
     settings = {name: value for name, value in vars(stage).items() if name not in FREE_FIELDS}
-    training = args.to_dict()
-    settings |= {name: training[name] for name in TRAINING_FIELDS}
-    settings["batch_size"] = total_batch_size(args)
+    settings |= {name: value for name, value in args.to_dict().items() if name not in FREE_TRAINING_FIELDS}
+    settings |= {"batch_size": total_batch_size(args), "list_size": list_size(stage, args)}
     return json.loads(json.dumps(settings, default=str))
 
 
@@ -112,7 +112,7 @@ def on_first_process(function: Callable[[], Any]) -> Any:
     if PartialState().is_main_process:
         try:
             found[0] = function()
-        except (ValueError, OSError) as error:
+        except Exception as error:  # else the others would wait for what never comes
             found[1] = error
     broadcast_object_list(found)
     if found[1] is not None:
@@ -134,11 +134,9 @@ def _find_run(stage: StageArguments, args: TrainingArguments, settings: dict[str
     if stage.restart:
         if wanted:
             raise ValueError("--restart deletes the checkpoints, --resume_from_checkpoint needs one: leave one out.")
-        for checkpoint in checkpoints:
-            shutil.rmtree(checkpoint)
+        _clear(output)
         checkpoints = []
-        file.unlink(missing_ok=True)
-    earlier = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    earlier = read_settings_of(output)
     complete = [checkpoint for checkpoint in checkpoints if is_complete(checkpoint)]
     finished = bool(earlier.get(RESULT)) and all((output / name).is_file() for name in earlier[RESULT])
     of_unknown_origin = CONTENTS not in earlier and not stage.restart and any(output.glob("*.safetensors"))
@@ -155,6 +153,38 @@ def _find_run(stage: StageArguments, args: TrainingArguments, settings: dict[str
     if checkpoint:
         logger.warning(describe_resumption(checkpoint))
     return EarlierRun(checkpoint)
+
+
+def read_settings_of(output: Path) -> dict[str, Any]:
+    """
+    What an output folder records of its run; nothing where there is no record.
+
+    Raises:
+        ValueError: The record is broken.
+    """
+    file = output / SETTINGS_FILE
+    if not file.is_file():
+        return {}
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: is broken ({error}); choose another --output_dir, or --restart true.") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{file}: is no record of a run; choose another --output_dir, or --restart true.")
+    return settings
+
+
+def _clear(output: Path) -> None:
+    """Delete what an earlier run left: its result, which would be taken for this one's, its checkpoints, its record."""
+    try:
+        result = read_settings_of(output).get(RESULT, [])
+    except ValueError:
+        result = []
+    for name in result:
+        (output / name).unlink(missing_ok=True)
+    for checkpoint in list_checkpoints(output):
+        shutil.rmtree(checkpoint)
+    (output / SETTINGS_FILE).unlink(missing_ok=True)
 
 
 def list_checkpoints(output: Path) -> list[Path]:

@@ -28,13 +28,15 @@ def saving(folder: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, SafetensorError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not any(name in str(error) for name in WRITER_FAILED):
-            raise
+    except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
+        of_writer = isinstance(error, RuntimeError) and any(name in str(error) for name in WRITER_FAILED)
+        if not (of_writer or isinstance(error, (OSError, SafetensorError))):
+            raise
         reason = str(error).splitlines()[0]
         raise OSError(
-            f"{folder} could not be written and was removed: {reason}. Make room, then give the same command again."
+            f"{folder} could not be written and was removed: {reason}. Make sure that there is room and that you may "
+            "write there, then give the same command again."
         ) from error
     give_ordinary_permissions(folder)
 

@@ -73,6 +73,12 @@ def test_what_generate_may_be_asked_for(captioner, prompt, monkeypatch):
         captioner(inputs_embeds=embedded, input_features=prompt["input_features"])
 
 
+@pytest.mark.parametrize("how", [{"prefill_chunk_size": 16}, {"assistant_early_exit": 1}])
+def test_what_cannot_work_with_a_sound_is_refused(how, captioner, prompt):
+    with pytest.raises(ValueError, match=f"`{next(iter(how))}` does not work with a sound"):
+        captioner.generate(**prompt, **how)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_padding_before_a_prompt_changes_nothing(use_cache, captioner, prompt):

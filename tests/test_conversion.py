@@ -146,7 +146,14 @@ def test_what_no_file_tells_comes_from_the_options_or_is_said_to_be_assumed(publ
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "not a JSON object"), ("[1]", "not a JSON object"), ('{"num_audio_tokens": "50"}', "must be whole numbers")],
+    [
+        ("{", "not a JSON object"),
+        ("[1]", "not a JSON object, but a list"),
+        ('{"num_audio_tokens": "50"}', "num_audio_tokens is '50', but must be a whole number from 1 to 496"),
+        ('{"num_audio_tokens": 0}', "num_audio_tokens is 0"),
+        ('{"training_stage": 9}', "training_stage is 9"),
+        ('{"llm_model_name": 3}', "llm_model_name is 3"),
+    ],
 )
 def test_a_broken_config_beside_the_weights_is_refused(content, message, published, tmp_path):
     folder = published()

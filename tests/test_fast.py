@@ -446,3 +446,29 @@ def test_dynamic_quantisation_takes_all_linear_layers(model, processor, noise, p
     assert kinds.count(torch.ao.nn.quantized.dynamic.Linear) == count > 20 and nn.Linear not in kinds
     torch.testing.assert_close(quantised(**inputs).scores, plain, atol=0.3, rtol=0)
     assert not products
+
+
+def test_a_hook_sees_what_the_plain_layer_computes():
+    """In place, the gate's output would be overwritten after the hook saw it."""
+    torch.manual_seed(0)
+    layer = Qwen2MLP(Qwen2Config(hidden_size=48, intermediate_size=96))
+    seen = []
+    layer.gate_proj.register_forward_hook(lambda module, given, output: seen.append(output))
+    inputs = torch.randn(2, 7, 48)
+    with torch.no_grad(), fast_forms(layer):
+        layer(inputs)
+        torch.testing.assert_close(seen[0], layer.gate_proj(inputs))
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("options", [{"padding": 4, "groups": 4}, {"stride": 2, "dilation": 2, "bias": False}])
+def test_a_convolution_as_one_of_an_image_is_the_plain_one(options, grad):
+    torch.manual_seed(0)
+    layer, inputs = nn.Conv1d(16, 16, 8, **options), torch.randn(3, 16, 40, requires_grad=grad)
+    expected = layer(inputs)
+    with fast_forms(layer):
+        found = layer(inputs)
+    torch.testing.assert_close(found, expected)
+    if grad:
+        gradients = [torch.autograd.grad(result.square().sum(), layer.weight) for result in (found, expected)]
+        torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)

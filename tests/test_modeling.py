@@ -337,7 +337,7 @@ def test_causal_attention_without_a_mask(model, processor, noise, monkeypatch):
             lambda inputs: inputs.update(input_features=torch.zeros(1, 998, 64)),
             "expects \\(batch_size, num_frames, 128\\)",
         ),
-        (lambda inputs: inputs.update(input_features=torch.zeros(1, 15, 128)), "at least 16 frames"),
+        (lambda inputs: inputs.update(input_features=torch.zeros(1, 15, 128)), "at least one clip and 16 frames"),
     ],
 )
 def test_inputs_that_do_not_fit(change, message, model, processor, tone):
@@ -359,3 +359,8 @@ def test_inputs_that_do_not_fit(change, message, model, processor, tone):
 def test_configurations_that_make_no_sense(fields, message):
     with pytest.raises(ValueError, match=message):
         XacleConfig(**fields)
+
+
+def test_no_clip_is_no_batch(model):
+    with pytest.raises(ValueError, match="at least one clip"):
+        model.get_audio_features(torch.zeros(0, 998, 128))

@@ -291,3 +291,47 @@ def test_of_several_processes_one_looks_for_all(begun, command, tmp_path):
         checkpoint, refusal = json.loads((tmp_path / f"{rank}.json").read_text())
         assert checkpoint == str(begun / "checkpoint-1")
         assert "other settings (temperature 1.0 then, 0.5 now)" in refusal
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"metric_for_best_model": "lcc"},
+        {"dataloader_drop_last": False},
+        {"neftune_noise_alpha": 5},
+        {"eval_strategy": "no", "patience": 0, "load_best_model_at_end": False},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_whatever_may_change_the_weights_makes_another_run(settings, begun, command):
+    with pytest.raises(ValueError, match=f"other settings .*{next(iter(settings))}"):
+        look(command(**settings))
+
+
+def test_how_a_machine_computes_and_logs_does_not(begun, command):
+    settings = {"logging_steps": 3, "dataloader_num_workers": 1, "per_device_eval_batch_size": 2, "save_total_limit": 1}
+    assert look(command(**settings)).checkpoint
+
+
+def test_a_local_list_depends_on_how_the_batch_is_shared_out(command, monkeypatch):
+    found = []
+    for processes in (1, 2):
+        sizes = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2 // processes}
+        stage, args = parse_arguments(command("--list_scope", "local", **sizes))
+        monkeypatch.setattr(type(args), "world_size", property(lambda args, processes=processes: processes))
+        found.append(resuming.run_settings(stage, args))
+    assert found[0]["batch_size"] == found[1]["batch_size"] and found[0] != found[1]
+
+
+def test_restarting_deletes_the_earlier_result(command, tmp_path):
+    run_stage.main(command())
+    result = json.loads((tmp_path / "run" / resuming.SETTINGS_FILE).read_text())[resuming.RESULT]
+    assert "model.safetensors" in result
+    assert not look(command("--restart", "true")).is_finished
+    assert not any((tmp_path / "run" / name).exists() for name in result)
+
+
+def test_a_broken_record_is_told(begun, command, tmp_path):
+    (tmp_path / "run" / resuming.SETTINGS_FILE).write_text("[]")
+    with pytest.raises(ValueError, match="is no record of a run"):
+        look(command())

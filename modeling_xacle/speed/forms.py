@@ -167,13 +167,27 @@ def linear_forward(layer: nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
     return type(layer).forward(layer, inputs)
 
 
+def convolve(layer: nn.Conv1d, inputs: torch.Tensor) -> torch.Tensor:
+    """`(batch_size, channels, length)` as an image of height one, whose channels lie last: on a CPU twice as fast."""
+    if (
+        not is_plain(inputs, layer.weight, layer.bias)
+        or layer.padding_mode != "zeros"
+        or isinstance(layer.padding, str)
+    ):
+        return nn.Conv1d.forward(layer, inputs)
+    image, weight = inputs.unsqueeze(2), layer.weight.unsqueeze(2)  # (B, C, N) -> (B, C, 1, N)
+    stride, padding, dilation = (1, *layer.stride), (0, *layer.padding), (1, *layer.dilation)
+    return nn.functional.conv2d(image, weight, layer.bias, stride, padding, dilation, layer.groups).squeeze(2)
+
+
 def feed_forward(layer: Qwen2MLP, hidden_states: torch.Tensor) -> torch.Tensor:
     """
     `Qwen2MLP.forward`, `(batch_size, sequence_length, hidden_size)` as the input's, that without gradients overwrites
     what it no longer needs. Fresh memory of this size has to be asked of the system each time, which on a CPU takes as
     long as a third of the products.
     """
-    if torch.is_grad_enabled() or layer.config.hidden_act != "silu" or not is_plain(hidden_states):
+    is_watched = any(part._forward_hooks for part in (layer.gate_proj, layer.up_proj, layer.act_fn))
+    if is_watched or torch.is_grad_enabled() or layer.config.hidden_act != "silu" or not is_plain(hidden_states):
         return Qwen2MLP.forward(layer, hidden_states)
     gates = nn.functional.silu(layer.gate_proj(hidden_states), inplace=True)
     return layer.down_proj(gates.mul_(layer.up_proj(hidden_states)))
@@ -236,6 +250,7 @@ def onednn_attention(
 FAST_FORMS: dict[type[nn.Module], tuple[str, Callable]] = {
     nn.Linear: ("forward", linear_forward),
     InputPrecisionLinear: ("forward", linear_forward),
+    nn.Conv1d: ("forward", convolve),
     Qwen2MLP: ("forward", feed_forward),
     BeatsAttention: ("attend", attend),
 }
