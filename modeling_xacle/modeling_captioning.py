@@ -91,9 +91,9 @@ class XacleForConditionalGeneration(XaclePreTrainedModel, GenerationMixin):
         Raises:
             ValueError: Not exactly one of tokens and embeddings; embeddings and a sound; audio tokens are missing.
         """
-        inputs_embeds = self._embed(input_ids, input_features, audio_features, inputs_embeds)
-        if cache is None and attention_mask is not None and attention_mask.dim() == 2:
-            attention_mask, position_ids = self._without_padding(inputs_embeds, attention_mask, position_ids)
+        inputs_embeds = self._embed(input_ids, input_features, audio_features, inputs_embeds, cache)
+        if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2:
+            attention_mask, position_ids = self._without_padding(inputs_embeds, attention_mask, position_ids, cache)
         if position_ids is not None and self._counts_positions:
             kwargs["position_ids"] = position_ids
         outputs = self.model.language_model(
@@ -120,20 +120,24 @@ class XacleForConditionalGeneration(XaclePreTrainedModel, GenerationMixin):
 
     @staticmethod
     def _without_padding(
-        inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor | None
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor,
+        position_ids: torch.Tensor | None,
+        cache: Cache | None,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """
-        Mask and positions `(batch_size, sequence_length)` by which padding changes nothing. Causal attention hides
-        padding at the end by itself, by a faster kernel; behind padding at the beginning, positions are counted anew.
+        Mask `(batch_size, all_tokens)` and positions `(batch_size, sequence_length)` by which padding changes nothing.
+        Causal attention hides padding at the end by itself, by a faster kernel; behind padding at the beginning,
+        positions are counted anew.
         """
-        if attention_mask.shape != inputs_embeds.shape[:2]:
+        if cache is None and attention_mask.shape != inputs_embeds.shape[:2]:
             raise ValueError(
                 f"attention_mask has shape {tuple(attention_mask.shape)}, but the sequences have "
                 f"{tuple(inputs_embeds.shape[:2])}."
             )
-        if not (attention_mask.int().diff(dim=1) > 0).any():
+        if cache is None and not (attention_mask.int().diff(dim=1) > 0).any():
             return None, position_ids
-        counted = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        counted = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, -inputs_embeds.shape[1] :]
         return attention_mask, counted if position_ids is None else position_ids
 
     def _embed(
@@ -142,6 +146,7 @@ class XacleForConditionalGeneration(XaclePreTrainedModel, GenerationMixin):
         input_features: torch.Tensor | None,
         audio_features: torch.Tensor | None,
         inputs_embeds: torch.Tensor | None,
+        cache: Cache | None,
     ) -> torch.Tensor:
         """Embeddings `(batch_size, sequence_length, hidden_size)` of tokens, and of the sound where there is one."""
         if (input_ids is None) == (inputs_embeds is None):
@@ -153,9 +158,16 @@ class XacleForConditionalGeneration(XaclePreTrainedModel, GenerationMixin):
         if inputs_embeds is not None:
             return inputs_embeds
         if audio_features is None:
+            if cache is None:  # later, a sound is in the cache
+                self._check_sound(input_ids)
             return self.get_input_embeddings()(input_ids)
         self.model.check_audio_tokens(input_ids, *audio_features.shape[:2])
         return self.model.embed(input_ids, audio_features)
+
+    def _check_sound(self, input_ids: torch.Tensor) -> None:
+        """Refuse places of a sound, in ids `(batch_size, sequence_length)`, for which there is none."""
+        if (input_ids == self.config.audio_token_id).any():
+            raise ValueError("The sequence has [AUDIO] tokens but no sound: give `input_features` or `audio_features`.")
 
     def prepare_inputs_for_generation(
         self, *args: Any, inputs_embeds: torch.Tensor | None = None, is_first_iteration: bool = False, **kwargs: Any
@@ -192,6 +204,9 @@ class XacleForConditionalGeneration(XaclePreTrainedModel, GenerationMixin):
         if input_features is not None:
             with torch.no_grad():
                 kwargs["audio_features"] = self.model.get_audio_features(input_features)
+        prompts = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids"))
+        if prompts is not None and kwargs.get("audio_features") is None and kwargs.get("cache") is None:
+            self._check_sound(prompts)
         return super().generate(*args, **kwargs)
 
 

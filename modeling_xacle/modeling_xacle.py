@@ -201,6 +201,7 @@ class XacleModel(XaclePreTrainedModel):
         self.lm_head = InputPrecisionLinear(size, config.text_config.vocab_size, bias=False)
         names = {module: name for name, module in self.named_modules()}  # the embedding's name differs among decoders
         self._tied_weights_keys = {"lm_head.weight": f"{names[self.get_input_embeddings()]}.weight"}
+        self._keys_to_ignore_on_save = list(self._tied_weights_keys) if config.tie_word_embeddings else None
         self.score_head = XacleScoreHead(config)
         self.post_init()
 
@@ -357,7 +358,8 @@ class XacleModel(XaclePreTrainedModel):
             raise ValueError(
                 "Each sequence needs exactly one [SCORE] token: use the processor that was saved with this model."
             )
-        if ((is_score[:, 1:] & is_audio_end[:, :-1]).any(dim=1) == self.config.caption_likelihood).any():
+        is_behind = ~(is_score[:, 1:] & is_audio_end[:, :-1]).any(dim=1)  # (B,), the caption behind the sound
+        if (~is_behind if self.config.caption_likelihood else is_behind).any():
             raise ValueError(
                 f"This model was trained on captions {'behind' if self.config.caption_likelihood else 'before'} the "
                 "sound: use the processor that was saved with it."

@@ -344,6 +344,8 @@ def _check_training(stage: int, args: TrainingArguments) -> None:
     if args.push_to_hub and args.hub_strategy != HubStrategy.END:
         chosen = args.hub_strategy.value
         raise ValueError(f"--hub_strategy {chosen}: leave it out, the result is uploaded once, when it is finished.")
+    if args.remove_unused_columns:
+        raise ValueError("--remove_unused_columns true: sounds and captions are columns of the dataset; leave it out.")
     metric = (args.metric_for_best_model or "").removeprefix("eval_")
     if metric not in METRICS[stage]:
         raise ValueError(f"--metric_for_best_model {metric}: stage {stage} has {', '.join(METRICS[stage])}.")

@@ -214,8 +214,8 @@ def _check_same_run(settings: Mapping[str, Any], earlier: Mapping[str, Any], out
 
 
 def _choose_checkpoint(wanted: str | bool | None, complete: Sequence[Path], output: Path) -> Path | None:
-    """The checkpoint that `--resume_from_checkpoint` names; the last by `true` or `last`, or, if any, without it."""
-    if not wanted or (complete and str(wanted).lower() in LAST):
+    """The checkpoint that `--resume_from_checkpoint` names; by `true`, `last` or without it the last, if there is one."""
+    if not wanted or str(wanted).lower() in LAST:
         return complete[-1] if complete else None
     for checkpoint in complete:
         if checkpoint.resolve() == Path(str(wanted)).resolve():

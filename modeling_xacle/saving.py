@@ -33,7 +33,7 @@ def saving(folder: Path) -> Iterator[None]:
         of_writer = isinstance(error, RuntimeError) and any(name in str(error) for name in WRITER_FAILED)
         if not (of_writer or isinstance(error, (OSError, SafetensorError))):
             raise
-        reason = str(error).splitlines()[0]
+        reason = "PyTorch could not write all of a file" if of_writer else str(error).splitlines()[0]
         raise OSError(
             f"{folder} could not be written and was removed: {reason}. Make sure that there is room and that you may "
             "write there, then give the same command again."

@@ -237,6 +237,11 @@ def make_trainer(
                 "--patience needs a checkpoint at each evaluation: give --eval_strategy and --save_strategy the same, "
                 "epoch or steps, or switch it off with --patience 0."
             )
+        if stage.stage == 3 and not args.load_best_model_at_end:
+            raise ValueError(
+                "--load_best_model_at_end false: --patience ends long after the best weights, so these are the result; "
+                "--patience 0 keeps the last."
+            )
         args.load_best_model_at_end = True
         callbacks.append(EarlyStoppingCallback(stage.patience))
     collator: AudioCollator

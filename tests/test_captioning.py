@@ -96,6 +96,26 @@ def test_padding_before_a_prompt_changes_nothing(use_cache, captioner, prompt):
 
 
 @torch.no_grad()
+def test_padding_before_a_prompt_changes_no_later_step(captioner, prompt):
+    """Also where a cache is handed on by hand, with a mask and no positions."""
+    ids = torch.cat([torch.full((2, 3), 7), prompt["input_ids"]], dim=1)
+    mask = torch.cat([torch.zeros(2, 3, dtype=torch.long), prompt["attention_mask"]], dim=1)
+    features = {"input_features": prompt["input_features"]}
+    first = captioner(ids, attention_mask=mask, use_cache=True, **features)
+    token = first.logits[:, -1:].argmax(dim=-1)
+    expected = captioner(torch.cat([prompt["input_ids"], token], dim=1), **features).logits[:, -1]
+    mask = torch.cat([mask, torch.ones(2, 1, dtype=torch.long)], dim=1)
+    found = captioner(token, attention_mask=mask, cache=first.cache).logits[:, -1]
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+def test_a_forgotten_sound_is_told(captioner, prompt):
+    for call in (captioner, captioner.generate):
+        with pytest.raises(ValueError, match=r"has \[AUDIO\] tokens but no sound"):
+            call(prompt["input_ids"])
+
+
+@torch.no_grad()
 def test_the_older_name_of_the_cache_is_not_ignored(captioner, prompt):
     """An argument that fell into `**kwargs` would be lost without a word."""
     first = captioner(**prompt, use_cache=True)

@@ -364,3 +364,11 @@ def test_configurations_that_make_no_sense(fields, message):
 def test_no_clip_is_no_batch(model):
     with pytest.raises(ValueError, match="at least one clip"):
         model.get_audio_features(torch.zeros(0, 998, 128))
+
+
+def test_a_whole_model_can_be_traced(model, processor, pairs):
+    texts, clips = zip(*pairs[:2], strict=True)
+    inputs = dict(processor(text=list(texts), audio=list(clips), sampling_rate=SAMPLING_RATE))
+    with torch.no_grad():
+        traced = torch.jit.trace(model, example_kwarg_inputs=inputs, strict=False, check_trace=False)
+        torch.testing.assert_close(traced(**inputs)["scores"], model(**inputs).scores)

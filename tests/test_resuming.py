@@ -208,9 +208,10 @@ def test_a_checkpoint_can_be_named(begun, command, tmp_path):
 
 
 def test_without_a_checkpoint_none_can_be_named(command):
-    for named in ("checkpoint-1", "last"):
-        with pytest.raises(ValueError, match="it has none"):
-            look(command("--resume_from_checkpoint", named))
+    with pytest.raises(ValueError, match="it has none"):
+        look(command("--resume_from_checkpoint", "checkpoint-1"))
+    for first in ("last", "true"):  # as in a job's script that always says it
+        assert look(command("--resume_from_checkpoint", first)).checkpoint is None
 
 
 def test_a_start_whose_processor_has_another_order_is_refused(command, start):
