@@ -214,7 +214,7 @@ def _check_same_run(settings: Mapping[str, Any], earlier: Mapping[str, Any], out
 
 
 def _choose_checkpoint(wanted: str | bool | None, complete: Sequence[Path], output: Path) -> Path | None:
-    """The checkpoint that `--resume_from_checkpoint` names; by `true`, `last` or without it the last, if there is one."""
+    """The checkpoint that `--resume_from_checkpoint` names; by `true`, `last` or without it the last, or none."""
     if not wanted or str(wanted).lower() in LAST:
         return complete[-1] if complete else None
     for checkpoint in complete:
