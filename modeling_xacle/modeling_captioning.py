@@ -19,8 +19,8 @@ REFUSED_IN_GENERATION = ("prefill_chunk_size", "assistant_early_exit")
 
 class XacleForConditionalGeneration(XaclePreTrainedModel, GenerationMixin):
     """
-    Writes captions for sounds: stage 1 (arXiv 2602.00604, section 2). The whole [`XacleModel`] with an LM head tied to
-    the embeddings of its language model, so that either class loads the other's folder.
+    Writes captions for sounds: stage 1 (arXiv 2602.00604, section 2). The whole [`XacleModel`], whose LM head it uses,
+    so that either class loads the other's folder.
 
     ```python
     >>> prompt = processor.prepare_captioning(["dog.wav"])
@@ -70,8 +70,8 @@ class XacleForConditionalGeneration(XaclePreTrainedModel, GenerationMixin):
         Predict the next tokens. [`~XacleProcessor.prepare_captioning`] makes the inputs.
 
         Args:
-            input_ids (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): `[AUDIO_START]`, as many
-                `[AUDIO]`, `[AUDIO_END]`, then the caption so far; with `cache`, its last tokens.
+            input_ids (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): `[AUDIO_START]`, the
+                `[AUDIO]` tokens, `[AUDIO_END]`, then the caption so far; with `cache`, its last tokens.
             attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): 1 for tokens, 0 for
                 padding, at either end; or what `generate` makes of it.
             position_ids (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): Places of the tokens; by
