@@ -76,8 +76,7 @@ class XacleForConditionalGeneration(XaclePreTrainedModel, GenerationMixin):
                 padding, at either end; or what `generate` makes of it.
             position_ids (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): Places of the tokens; by
                 default counted without the padding.
-            input_features (`torch.Tensor` of shape `(batch_size, num_frames, num_mel_bins)`, *optional*): Normalised
-                log-mel spectrogram.
+            input_features (`torch.Tensor` of shape `(batch_size, num_frames, num_mel_bins)`, *optional*): Spectrogram.
             audio_features (`torch.Tensor` of shape `(batch_size, num_audio_tokens, audio_hidden_size)`, *optional*):
                 Output of `get_audio_features`, instead of `input_features`.
             inputs_embeds (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*): Instead of
