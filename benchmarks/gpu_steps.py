@@ -96,7 +96,7 @@ def speed(settings: Settings, dtype: str) -> dict[str, Any]:
     for case in measure(
         settings.device, dtype, sections, results, settings.small, 1 if settings.small else REPETITIONS
     ):
-        print(f"{dtype}: {case}", file=sys.stderr)  # noqa: T201
+        sys.stderr.write(f"{dtype}: {case}\n")
     return results[dtype]
 
 
