@@ -1,131 +1,45 @@
 """
-What each stage and each loss brings, on the synthetic test set: the rows of the paper's table (arXiv 2602.00604), the
-recipe of its released code, and the simulated listeners' ceiling, with 95 % bootstrap intervals.
+What each stage, label, loss and order brings, on synthetic worlds: rows are those of the paper's table (arXiv
+2602.00604), its released code, ours, and the simulated listeners' ceiling.
 
     python benchmarks/ablation.py runs/tiny
+    python benchmarks/ablation.py runs/tiny --test-seed 0x1f2e3d4c
 
-makes what benchmarks/tiny.py makes, trains the other rows from the same parts, data and seed, and writes
-benchmarks/results/ablation.{json,md} and ablation_scores.csv. Each row is trained by `run_stage.py`; a row that is done
-is not done again, and one that was made otherwise is refused. The ratings are a program's: the table compares methods
-and says nothing about human listeners.
+makes what benchmarks/tiny.py makes, trains the other rows from the same parts and data, and measures them: without a
+seed on the split `development`, by which everything was chosen (--choices tries other learning rates too);
+with a seed on the test world of that seed, for what was frozen before it was drawn. Each row is trained by
+`run_stage.py`; a row that is done is not done again, and one that was made otherwise is refused. Tables, scores and a
+picture go to benchmarks/results/ablation/. The ratings are a program's: the figures compare methods and say nothing
+about human listeners.
 """
 
 import csv
 import json
 import sys
-from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import rows
 import tiny
-import torch
 import typer
+import worlds
 from datasets import Dataset
+from rows import RELEASED, ROWS, Row
 from steps import Step, do_steps
 from transformers import AutoConfig, AutoModel, AutoProcessor, set_seed
+from worlds import interval, model_scores, resampled_srcc, true_alignments, with_interval
 
-from modeling_xacle.batches import PairCollator
 from modeling_xacle.cards import markdown_table
 from modeling_xacle.clap import ClapTeacher
 from modeling_xacle.data import load_pairs
-from modeling_xacle.feature_cache import AudioFeatureCache
-from modeling_xacle.metrics import alignment_metrics, bootstrap_intervals, listeners_ceiling, paired_bootstrap
+from modeling_xacle.figures import BLUE, GREY, ORANGE, figure_bytes, styled_figure
+from modeling_xacle.metrics import alignment_metrics, listeners_ceiling
 
-RESULTS = Path(__file__).parent / "results"
-BATCH_SIZE = 64
-OURS = "caption likelihood, stages 1 + 2 + 3"
-RELEASED = "published sequence, stages 1 + 2, stage 3 as released"
-
-# As in the released code: one-sided ListNet over the 16 pairs of one process, a frozen language model, and SpecAugment
-# that never runs. Learning rate and epochs are ours, at which it does best: the released ones are for another size.
-AS_RELEASED = {
-    "train": "projector score_head",
-    "learning_rate": 4e-5,
-    "loss": "listnet",
-    "temperature": 1.0,
-    "one_sided": True,
-    "list_scope": "local",
-    "per_device_train_batch_size": 16,
-    "mask_mel_bins": 0,
-    "mask_frames": 0,
-    "augmented_views": 0,
-}
-
-
-@dataclass(frozen=True)
-class Run:
-    """
-    A training run of one row.
-
-    Args:
-        folder (`str`): Its output, below the work folder.
-        stage (`str`): Of `tiny.STAGES`.
-        start (`str`): Where it starts, below the work folder.
-        settings (`dict`): What differs from the bundled model's.
-    """
-
-    folder: str
-    stage: str
-    start: str
-    settings: dict[str, Any] = field(default_factory=dict)
-
-
-def variant(name: str, **settings: Any) -> list[Run]:
-    """Stage 3 of the bundled model, but for some settings."""
-    return [Run(f"variants/{name}", "stage3", "stage2", settings)]
-
-
-# Rows without stage 1 learn no captioning in stage 2 either; in the published sequence the sound comes too late for it.
-NO_CAPTIONING = {"caption_weight": 0.0}
-# Pseudo-labels of other kinds than the bundled model's: their folder, their clips and the share of the overlap.
-LABELS = {
-    "data/clap_published": (tiny.DATA[1], 0.0),
-    "data/clap_unmixed": (tiny.DATA[1], tiny.OVERLAP_WEIGHT),
-    "data/clap_cosines": (tiny.MIXED, 0.0),
-}
-PUBLISHED_LABELS = {"data": "data/clap_published"}
-# Where stage 2 is left out, a score head by itself would read noise.
-ALL_PARTS = {"train": tiny.ALL, "learning_rate": 4e-5}
-SPEC_AUGMENT = {"mask_mel_bins": 4, "mask_frames": 30, "augmented_views": 4}
-ROWS: dict[str, list[Run]] = {
-    "published sequence, stage 3 only": [Run("published/only3", "stage3", "published/stage0", ALL_PARTS)],
-    "published sequence, stages 2 + 3": [
-        Run("published/from0_stage2", "stage2", "published/stage0", NO_CAPTIONING | PUBLISHED_LABELS),
-        Run("published/from0_stage3", "stage3", "published/from0_stage2"),
-    ],
-    "published sequence, stages 1 + 2 + 3": [
-        Run("published/stage2", "stage2", "published/stage1", NO_CAPTIONING | PUBLISHED_LABELS),
-        Run("published/stage3", "stage3", "published/stage2"),
-    ],
-    RELEASED: [Run("published/released3", "stage3", "published/stage2", AS_RELEASED)],
-    "caption likelihood, stage 3 only": [Run("only3", "stage3", "stage0", ALL_PARTS)],
-    "caption likelihood, stages 2 + 3": [
-        Run("from0_stage2", "stage2", "stage0", NO_CAPTIONING),
-        Run("from0_stage3", "stage3", "from0_stage2"),
-    ],
-    "caption likelihood, stages 1 + 3": [Run("from1_stage3", "stage3", "stage1", ALL_PARTS)],
-    OURS: [Run("stage3", "stage3", "stage2")],
-    "ours without mixes in stage 2": [
-        Run("unmixed/stage2", "stage2", "stage1", {"data": "data/clap_unmixed"}),
-        Run("unmixed/stage3", "stage3", "unmixed/stage2"),
-    ],
-    "ours with the teacher's cosines as pseudo-labels": [
-        Run("cosines/stage2", "stage2", "stage1", {"data": "data/clap_cosines"}),
-        Run("cosines/stage3", "stage3", "cosines/stage2"),
-    ],
-    "ours, stage 3 as released": variant("released", **AS_RELEASED),
-    "ours with SpecAugment": variant("spec_augment", **SPEC_AUGMENT),
-    "ours with projector and language model trained in stage 3": variant("all_parts", **ALL_PARTS),
-    "ours with ListNet": variant("listnet", loss="listnet"),
-    "ours with ListNet, temperature 1": variant("listnet1", loss="listnet", temperature=1.0),
-    "ours with one-sided ListNet": variant("one_sided", loss="listnet", one_sided=True),
-    "ours with MSE": variant("mse", loss="mse"),
-    "ours with clipped MSE + contrastive": variant("clipped", loss="clipped_contrastive"),
-}
-ENSEMBLE = ("caption likelihood, stages 2 + 3", OURS)
+RESULTS = Path(__file__).parent / "results/ablation"
+TEACHER, CEILING = "CLAP teacher alone", "listeners' ceiling: the true alignment"
+BOOTSTRAP_SEED = 0
 
 
 def without_likelihood(source: Path, output: Path) -> None:
@@ -142,134 +56,235 @@ def without_likelihood(source: Path, output: Path) -> None:
     processor.save_pretrained(output)
 
 
-def model_scores(folder: Path, rows: Dataset, cache_dir: Path) -> np.ndarray:
-    """Scores `(num_pairs,)` of a trained model, on 0-10."""
-    processor = AutoProcessor.from_pretrained(folder)
-    model = AutoModel.from_pretrained(folder).eval()
-    cache = AudioFeatureCache(cache_dir, model, processor)
-    cache.fill([rows], model)
-    collate = PairCollator(processor, cache=cache)
-    scores = []
-    for start in range(0, len(rows), BATCH_SIZE):
-        batch = collate(rows.select(range(start, min(start + BATCH_SIZE, len(rows)))).to_list())
-        batch.pop("labels")
-        with torch.no_grad():
-            scores.append(model(**batch).scores)
-    return torch.cat(scores).double().numpy()
+def published_form(source: str, work: Path) -> Step:
+    """The step that gives a model the published form."""
+    output = str(Path(source).with_name("published") / Path(source).name)
+    make = partial(without_likelihood, work / source, work / output)
+    return Step(f"{output}/processor_config.json", ["without_likelihood", source], make)
 
 
-def teacher_cosines(folder: Path, rows: Dataset) -> np.ndarray:
+def run_step(run: rows.Run, work: Path) -> Step:
+    """The step of a training run."""
+    command = tiny.stage_command(run.stage, run.folder, run.start, **run.settings)
+    return tiny.command_step(f"{run.folder}/README.md", command, work)
+
+
+def plan(work: Path, with_choices: bool = False) -> list[Step]:
+    """The steps of the bundled model, and those of the other rows, for every seed."""
+    steps = {step.folder: step for step in tiny.plan(work)}
+    labels = tiny.label_command(rows.PUBLISHED_LABELS, "--negatives", 3)
+    published = [published_form(name, work) for name in ("stage0", "stage1")]
+    for step in (*published, tiny.command_step(rows.PUBLISHED_LABELS, labels, work)):
+        steps[step.folder] = step
+    for row in ROWS:
+        for seed in row.seeds:
+            for run in row.runs:
+                seeded = run.with_seed(seed)
+                steps.setdefault(seeded.folder, run_step(seeded, work))
+                if run.folder == "stage1":
+                    form = published_form(seeded.folder, work)
+                    steps.setdefault(form.folder, form)
+        if with_choices and row.tuned:
+            for run in rows.choices(row).values():
+                steps.setdefault(run.folder, run_step(run, work))
+    return list(steps.values())
+
+
+def teacher_cosines(folder: Path, pairs: Dataset) -> np.ndarray:
     """Cosines `(num_pairs,)` of the CLAP teacher, as they are."""
     teacher = ClapTeacher.from_pretrained(folder)
-    audio = teacher.embed_audio([row["audio"] for row in rows])  # (P, D)
-    text = teacher.embed_text(rows["text"][:])
+    audio = teacher.embed_audio([row["audio"] for row in pairs])  # (P, D)
+    text = teacher.embed_text(pairs["text"][:])
     return (audio * text).sum(dim=1).double().cpu().numpy()
 
 
-def true_alignments(corpus: Path, ids: list[str]) -> np.ndarray:
-    """The rule's alignments `(num_pairs,)`, which listeners hear through their bias and noise."""
-    lines = (corpus / "xacle/annotations.jsonl").read_text(encoding="utf-8").splitlines()
-    alignments = {entry["id"]: entry["alignment"] for entry in map(json.loads, lines)}
-    return np.array([alignments[id] for id in ids])
+def collect_scores(work: Path, pairs: Dataset, truth: np.ndarray) -> dict[str, np.ndarray]:
+    """Scores `(num_seeds, num_pairs)` of every row of the table."""
+    scores = {TEACHER: teacher_cosines(work / "teacher", pairs)[None]}
+    for row in ROWS:
+        scores[row.name] = np.stack([model_scores(work / folder, pairs, work / "cache") for folder in row.folders()])
+    return {**scores, CEILING: truth[None]}
 
 
-def plan(work: Path) -> list[Step]:
-    """The steps of the bundled model, and those of the other rows."""
-    steps = tiny.plan(work)
-    for name in ("stage0", "stage1"):
-        output = f"published/{name}"
-        make = partial(without_likelihood, work / name, work / output)
-        steps.append(Step(f"{output}/processor_config.json", ["without_likelihood", name], make))
-    for output, (dataset, overlap_weight) in LABELS.items():
-        steps.append(tiny.command_step(output, tiny.label_command(dataset, output, overlap_weight), work))
-    planned = {step.folder for step in steps}
-    for run in chain.from_iterable(ROWS.values()):
-        if run.folder not in planned:
-            command = tiny.stage_command(run.stage, run.folder, run.start, **run.settings)
-            steps.append(tiny.command_step(f"{run.folder}/README.md", command, work))
-    return steps
-
-
-def collect_scores(work: Path, rows: Dataset) -> dict[str, np.ndarray]:
-    """Scores `(num_pairs,)` of every row of the table."""
-    scores = {"CLAP teacher alone": teacher_cosines(work / "teacher", rows)}
-    for name, runs in ROWS.items():
-        scores[name] = model_scores(work / runs[-1].folder, rows, work / "cache")
-    scores["caption likelihood, mean of 2 + 3 and 1 + 2 + 3"] = np.mean([scores[name] for name in ENSEMBLE], axis=0)
-    return scores
-
-
-def measure(scores: dict[str, np.ndarray], references: np.ndarray, ceiling: float) -> list[dict[str, Any]]:
-    """The rows of the table, of scores and references `(num_pairs,)`, compared with the released recipe."""
-    table = []
+def resample_rows(scores: dict[str, np.ndarray], references: np.ndarray) -> dict[str, np.ndarray]:
+    """
+    SRCC `(num_resamples,)` of every row on samples of the pairs, alike for all; of a row with several seeds, the mean
+    over a sample of them.
+    """
+    samples = resampled_srcc(np.concatenate(list(scores.values())), references, BOOTSTRAP_SEED)
+    generator = np.random.default_rng(BOOTSTRAP_SEED)
+    found, start = {}, 0
     for name, values in scores.items():
-        found, intervals = alignment_metrics(values, references), bootstrap_intervals(values, references)
-        against = paired_bootstrap(values, scores[RELEASED], references)["SRCC"]
+        own = samples[:, start : start + len(values)]  # (R, seeds)
+        drawn = generator.integers(len(values), size=own.shape)
+        found[name] = np.take_along_axis(own, drawn, axis=1).mean(axis=1)
+        start += len(values)
+    return found
+
+
+def measure(scores: dict[str, np.ndarray], references: np.ndarray) -> list[dict[str, Any]]:
+    """
+    The rows of the table.
+
+    Args:
+        scores (`dict` of `np.ndarray` of shape `(num_seeds, num_pairs)`): Of every row.
+        references (`np.ndarray` of shape `(num_pairs,)`): Mean ratings.
+    """
+    metrics = {name: [alignment_metrics(one, references) for one in values] for name, values in scores.items()}
+    means = {
+        name: {key: float(np.mean([one[key] for one in found])) for key in found[0]} for name, found in metrics.items()
+    }
+    samples = resample_rows(scores, references)
+    table = []
+    for name, mean in means.items():
+        over = samples[name] - samples[RELEASED]
         table.append(
             {
                 "system": name,
-                **{metric: found[metric] for metric in ("SRCC", "LCC", "KTAU", "MSE")},
-                "SRCC interval": intervals["SRCC"],
-                "of the ceiling": found["SRCC"] / ceiling,
-                "over the released recipe": against["difference"],
-                "p": against["p_value"],
+                "seeds": len(scores[name]),
+                **{key: mean[key] for key in ("SRCC", "LCC", "KTAU", "MSE")},
+                "SRCC of each seed": [one["SRCC"] for one in metrics[name]],
+                "SRCC interval": interval(samples[name]),
+                "of the ceiling": mean["SRCC"] / means[CEILING]["SRCC"],
+                "of the ceiling, interval": interval(samples[name] / samples[CEILING]),
+                "over the released recipe": mean["SRCC"] - means[RELEASED]["SRCC"],
+                "over the released recipe, interval": interval(over),
             }
         )
     return table
 
 
-def as_markdown(table: list[dict[str, Any]], num_pairs: int) -> str:
-    """The table for people."""
-    rows = []
-    for row in table:
-        low, high = row["SRCC interval"]
-        other = row["system"] != RELEASED
-        rows.append(
-            {
-                "system": row["system"],
-                "SRCC [95 %]": f"{row['SRCC']:.3f} [{low:.3f}, {high:.3f}]",
-                "of the ceiling": f"{row['of the ceiling']:.3f}",
-                "LCC": f"{row['LCC']:.3f}",
-                "KTAU": f"{row['KTAU']:.3f}",
-                "MSE": f"{row['MSE']:.2f}",
-                "over the released recipe (p)": f"{row['over the released recipe']:+.3f} ({row['p']:.4f})"
-                if other
-                else "",
-            }
-        )
-    title = f"# Ablation on {num_pairs} synthetic test pairs\n\nMade by `python benchmarks/ablation.py`.\n\n"
-    return title + markdown_table(rows) + "\n"
+def table_row(row: dict[str, Any]) -> dict[str, str]:
+    """A row of the table for people."""
+    over = with_interval(row["over the released recipe"], row["over the released recipe, interval"])
+    return {
+        "system": row["system"],
+        "seeds": str(row["seeds"]),
+        "of the ceiling [95 %]": with_interval(row["of the ceiling"], row["of the ceiling, interval"]),
+        "SRCC [95 %]": with_interval(row["SRCC"], row["SRCC interval"]),
+        "over the released recipe [95 %]": "" if row["system"] == RELEASED else over,
+        "LCC": f"{row['LCC']:.3f}",
+        "KTAU": f"{row['KTAU']:.3f}",
+        "MSE": f"{row['MSE']:.2f}",
+    }
 
 
-def write_scores(file: Path, ids: list[str], references: np.ndarray, scores: dict[str, np.ndarray]) -> None:
-    """Every system's score for every pair, beside the listeners' mean."""
+def settings_row(row: Row) -> dict[str, str]:
+    """How a row was made: each run's start and what differs from the bundled model's settings."""
+    runs = []
+    for run in row.runs:
+        settings = " ".join(tiny.flags(run.settings)) or "as the bundled model"
+        runs.append(f"`{run.folder}` from `{run.start}`: {settings}")
+    return {"system": row.name, "runs": "; ".join(runs)}
+
+
+def draw_forest(table: list[dict[str, Any]], title: str) -> bytes:
+    """A PNG picture: each row's SRCC with its interval, and the ceiling as a line."""
+    systems, ceiling = table[:-1], table[-1]["SRCC"]
+    with styled_figure(7.0, 0.9 + 0.24 * len(systems)) as (figure, axes):
+        for place, row in enumerate(reversed(systems)):
+            low, high = row["SRCC interval"]
+            colour = {RELEASED: ORANGE, rows.OURS: BLUE}.get(row["system"], GREY)
+            axes.plot([low, high], [place, place], color=colour, linewidth=1.6)
+            axes.plot(row["SRCC"], place, "o", color=colour, markersize=4)
+        axes.axvline(ceiling, color="black", linestyle="--", linewidth=0.8)
+        axes.text(ceiling, len(systems) - 0.4, "ceiling", ha="center", va="bottom", fontsize=8)
+        axes.set_yticks(range(len(systems)), [row["system"] for row in reversed(systems)])
+        axes.set_xlabel(f"SRCC with the mean of four simulated listeners ({title}), 95 % interval")
+        axes.grid(axis="x")
+        return figure_bytes(figure)
+
+
+def write_scores(file: Path, pairs: Dataset, scores: dict[str, np.ndarray]) -> None:
+    """Every model's score for every pair, beside the listeners' mean."""
+    columns = {
+        name if len(values) == 1 else f"{name} ({seed})": one
+        for name, values in scores.items()
+        for seed, one in zip(rows.SEEDS, values, strict=False)
+    }
     with open(file, "w", encoding="utf-8", newline="") as opened:
         writer = csv.writer(opened, lineterminator="\n")
-        writer.writerow(["id", "average_score", *scores])
-        for index, id in enumerate(ids):
-            writer.writerow([id, references[index], *(f"{values[index]:.5f}" for values in scores.values())])
+        writer.writerow(["id", "average_score", *columns])
+        for index, (id, reference) in enumerate(zip(pairs["id"][:], pairs["score"][:], strict=True)):
+            writer.writerow([id, reference, *(f"{values[index]:.4f}" for values in columns.values())])
+
+
+def as_markdown(name: str, results: dict[str, Any]) -> str:
+    """The page of a world's results."""
+    table = markdown_table([table_row(row) for row in results["systems"]])
+    made = markdown_table([settings_row(row) for row in ROWS])
+    page = (
+        f"# Ablation: {name}, {results['pairs']} synthetic pairs\n\n![Forest plot]({results['file']}.png)\n\n{table}\n"
+    )
+    if shares := results.get("of the ceiling by split"):
+        page += f"\n## Another generator\n\nShare of each split's own ceiling.\n\n{markdown_table(shares)}\n"
+    return f"{page}\n## Settings\n\n{made}\n"
+
+
+def shares_by_split(work: Path, world: Path) -> list[dict[str, str]]:
+    """What another generator does to every row: its share of the ceiling, in each split of a test world."""
+    found: dict[str, dict[str, str]] = {}
+    for split in worlds.SPLITS:
+        pairs = load_pairs(world, split)
+        truth = true_alignments(world, pairs["id"][:])
+        for row in measure(collect_scores(work, pairs, truth), np.array(pairs["score"][:])):
+            share = with_interval(row["of the ceiling"], row["of the ceiling, interval"])
+            found.setdefault(row["system"], {"system": row["system"]})[split] = share
+    return list(found.values())[:-1]
+
+
+def write_results(output: Path, name: str, work: Path, world: Path, split: str) -> None:
+    """Measure all rows on a split of a world, and write tables, scores and the picture."""
+    pairs = load_pairs(world, split)
+    scores = collect_scores(work, pairs, true_alignments(world, pairs["id"][:]))
+    file = name.replace(" ", "-")
+    results = {
+        "file": file,
+        "pairs": len(pairs),
+        "listeners": listeners_ceiling(pairs["ratings"][:]),
+        "systems": measure(scores, np.array(pairs["score"][:])),
+    }
+    if split == "test":
+        results["of the ceiling by split"] = shares_by_split(work, world)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / f"{file}.json").write_text(json.dumps(results, indent=2) + "\n")
+    (output / f"{file}.md").write_text(as_markdown(name, results))
+    (output / f"{file}.png").write_bytes(draw_forest(results["systems"], name))
+    write_scores(output / f"{file}.csv", pairs, scores)
+    typer.echo(as_markdown(name, results))
+
+
+def write_choices(output: Path, work: Path) -> None:
+    """Measure on development data what every row reaches at each learning rate."""
+    pairs = load_pairs(work / tiny.DATA[3], "development")
+    references = np.array(pairs["score"][:])
+    found = {}
+    for row in filter(lambda row: row.tuned, ROWS):
+        models = {rate: work / run.folder for rate, run in rows.choices(row).items()}
+        scores = {rate: model_scores(folder, pairs, work / "cache") for rate, folder in models.items()}
+        found[row.name] = {f"{rate:g}": alignment_metrics(one, references)["SRCC"] for rate, one in scores.items()}
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "choices.json").write_text(json.dumps(found, indent=2) + "\n")
 
 
 def main(
     work: Annotated[Path, typer.Argument(help="Folder for everything that is made.")] = Path("runs/tiny"),
+    test_seed: Annotated[
+        str | None, typer.Option(help="Draw the test world of this seed (0x for hexadecimal), and measure on it.")
+    ] = None,
+    choices: Annotated[bool, typer.Option("--choices", help="Try the tuned rows' other learning rates too.")] = False,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the results.")] = RESULTS,
 ) -> None:
     """Train and measure every row of the table."""
     work = work.absolute()
-    do_steps(work, plan(work))
-    rows = load_pairs(work / "data/synthetic/xacle", "test")
-    ids, references = rows["id"][:], np.array(rows["score"][:])
-    truth = true_alignments(work / "data/synthetic", ids)
-    ceiling = alignment_metrics(truth, references)["SRCC"]
-    scores = collect_scores(work, rows)
-    scores["listeners' ceiling: the true alignment"] = truth
-    table = measure(scores, references, ceiling)
-    output.mkdir(parents=True, exist_ok=True)
-    listeners = listeners_ceiling(rows["ratings"][:])
-    (output / "ablation.json").write_text(json.dumps({"listeners": listeners, "systems": table}, indent=2) + "\n")
-    (output / "ablation.md").write_text(as_markdown(table, len(rows)))
-    write_scores(output / "ablation_scores.csv", ids, references, scores)
-    typer.echo(as_markdown(table, len(rows)))
+    do_steps(work, plan(work, choices))
+    if choices:
+        write_choices(output, work)
+    if test_seed is None:
+        write_results(output, "development", work, work / tiny.DATA[3], "development")
+    else:
+        seed = worlds.read_seed(test_seed)
+        write_results(output, f"test world {seed:08x}", work, worlds.draw(work, seed), "test")
 
 
 if __name__ == "__main__":

@@ -33,8 +33,8 @@ from modeling_xacle.building import init_model
 from modeling_xacle.diagnostics import write_expected
 
 ROOT = Path(__file__).parents[1]
-CLIPS, MIXES, RATED_TEST = 24_000, 10_000, 2000
-OVERLAP_WEIGHT = 0.85  # captions of a program tell exactly what is in a clip; real ones leave more to the teacher's ear
+# Captioned clips, and as many rated pairs as the challenge has; development takes the place of its test split.
+WORLD = {"clips": 24_000, "rated-train": 7500, "rated-validation": 3000, "rated-development": 3000, "rated-test": 0}
 # For the parts that `train_parts.py` makes: an audio token for two of the encoder's 62 time steps of 160 ms.
 CONFIG = {
     "caption_likelihood": True,
@@ -46,7 +46,7 @@ CONFIG = {
 COMMON = {"cache_audio_features": True, "dataloader_num_workers": 2, "report_to": "none", "save_total_limit": 2}
 ALL = "projector score_head language_model"
 STAGES: dict[str, dict[str, object]] = {
-    "stage1": {"stage": 1, "learning_rate": 1e-3, "per_device_train_batch_size": 64, "num_train_epochs": 3},
+    "stage1": {"stage": 1, "learning_rate": 1e-3, "per_device_train_batch_size": 64, "num_train_epochs": 2},
     "stage2": {
         "stage": 2,
         "train": ALL,
@@ -55,29 +55,28 @@ STAGES: dict[str, dict[str, object]] = {
         "caption_weight": 2.0,
         "learning_rate": 1e-3,
         "per_device_train_batch_size": 64,
-        "max_steps": 5000,
+        "max_steps": 1600,
         "eval_strategy": "steps",
         "save_strategy": "steps",
-        "eval_steps": 2500,
-        "save_steps": 2500,
+        "eval_steps": 800,
+        "save_steps": 800,
     },
     "stage3": {
         "stage": 3,
-        "train": "score_head",
+        "train": ALL,
         "loss": "listnet_mse",
-        "learning_rate": 2e-4,
-        "per_device_train_batch_size": 32,
-        "num_train_epochs": 20,
-        "patience": 8,
         "temperature": 0.5,
+        "learning_rate": 3e-4,
+        "per_device_train_batch_size": 32,
+        "num_train_epochs": 8,
         "mask_mel_bins": 0,
         "mask_frames": 0,
         "augmented_views": 0,
     },
 }
 STARTS = {"stage1": "stage0", "stage2": "stage1", "stage3": "stage2"}
-MIXED = "data/mixed"
-DATA = {1: "data/synthetic/aac", 2: "data/clap_pseudo", 3: "data/synthetic/xacle"}
+CORPUS = "data/synthetic"
+DATA = {1: f"{CORPUS}/aac", 2: "data/clap_pseudo", 3: f"{CORPUS}/xacle"}
 # glibc gives the memory of large tensors back to the system and asks for it again at every step, unless told otherwise;
 # and processes that prepare sounds should leave the other cores to each other.
 ENVIRONMENT = {
@@ -132,12 +131,10 @@ def script_command(name: str, *arguments: object) -> list[str]:
     return [sys.executable, str(ROOT / "dataset_scripts" / name), *map(str, arguments)]
 
 
-def label_command(dataset: str, output: str, overlap_weight: float) -> list[str]:
-    """The command of the pseudo-labels of captioned clips, with any share of the overlap."""
+def label_command(output: str, *negatives: object) -> list[str]:
+    """The command of the pseudo-labels of captioned clips, with options of the negatives."""
     teacher = ["--teacher", "teacher", "--embeddings", "data/embeddings", "--num-workers", os.cpu_count() or 1]
-    negatives = ["--negatives", 2, "--hard", 1, "--hard-pool", 1000]
-    weight = ["--overlap-weight", overlap_weight]
-    return script_command("label_with_clap.py", dataset, "-o", output, *teacher, *negatives, *weight)
+    return script_command("label_with_clap.py", DATA[1], "-o", output, *teacher, *negatives)
 
 
 def is_faster_in_bf16(size: int = 1024, repetitions: int = 5) -> bool:
@@ -157,14 +154,12 @@ def is_faster_in_bf16(size: int = 1024, repetitions: int = 5) -> bool:
 
 def steps() -> Iterator[tuple[str, list[str]]]:
     """Each step's result in the work folder, and its command, in order."""
-    corpus = "data/synthetic"
     common = ["--num-workers", os.cpu_count() or 1, *(["--bf16"] if is_faster_in_bf16() else [])]
     teacher = ["-o", "teacher", "--epochs", 2, "--batch-size", 64]
-    parts = ["-o", "parts", "--beats-epochs", 4, "--beats-batch-size", 32, "--beats-mixed", 0.5, "--llm-epochs", 1]
-    yield corpus, script_command("synthesize.py", "-o", corpus, "--clips", CLIPS, "--rated-test", RATED_TEST)
+    parts = ["-o", "parts", "--beats-epochs", 5, "--beats-batch-size", 32, "--beats-mixed", 0.5, "--llm-epochs", 1]
+    yield CORPUS, script_command("synthesize.py", "-o", CORPUS, *flags(WORLD))
     yield "teacher", script_command("train_teacher.py", DATA[1], *teacher, *common)
-    yield MIXED, script_command("mix_clips.py", DATA[1], "-o", MIXED, "--mixes", MIXES)
-    yield DATA[2], label_command(MIXED, DATA[2], OVERLAP_WEIGHT)
+    yield DATA[2], label_command(DATA[2], "--negatives", 2, "--hard", 1, "--hard-pool", 1000)
     yield "parts", script_command("train_parts.py", DATA[1], *parts, *common)
     for name, start in STARTS.items():
         yield f"{name}/README.md", stage_command(name, name, start)

@@ -18,11 +18,6 @@ deviation 1 over all pairs and averaged; the average is scaled back by the mean 
 mean of their means, so that equal teachers give their own cosines. Should this leave [-1, 1], deviations from the mean
 are shrunk by the one factor that makes the farthest fit: the order of the pairs is always that of the average.
 
-With --overlap-weight W, a label is (1 - W) * cosine + W * (2 * overlap - 1), where the overlap, in [0, 1], is an
-F-score of the caption's phrases against those of the clip's own captions, by the teachers' text encoders
-(phrase_overlap.py). The clip's own captions say what is in it, where a teacher may mishear; and the F-score counts the
-sounds that two captions share, which a cosine of sentences does less well. A clip's own captions have an overlap of 1.
-
 Repeat --teacher, and as often --processor if needed at all ("" is the teacher's own), for several teachers.
 """
 
@@ -45,8 +40,6 @@ import typer
 from accelerate import PartialState
 from datasets import Dataset, DatasetDict, Features, concatenate_datasets
 from matplotlib.figure import Figure
-from phrase_overlap import PhraseOverlap, phrases_of
-from tqdm import tqdm
 
 from modeling_xacle.clap import (
     ClapTeacher,
@@ -296,7 +289,6 @@ class Embedded:
         teacher (`str`), processor (`str`): Folders or Hub ids.
         fingerprint (`str`): Of the model and its processor.
         clips (`EmbeddingShards`), captions (`EmbeddingShards`): In the order of the index.
-        phrases (`EmbeddingShards`): In the order of [`phrases_of`]; none if labels need none.
     """
 
     teacher: str
@@ -304,14 +296,12 @@ class Embedded:
     fingerprint: str
     clips: EmbeddingShards
     captions: EmbeddingShards
-    phrases: EmbeddingShards
 
 
 def embed_corpus(
     teacher: str,
     processor: str,
     index: PairIndex,
-    phrases: list[str],
     folder: Path,
     state: PartialState,
     shard_size: int,
@@ -323,35 +313,10 @@ def embed_corpus(
     place = folder / model.fingerprint[:16]
     clips = EmbeddingShards(place, "clips", index.clip_keys, shard_size)
     captions = EmbeddingShards(place, "captions", index.captions, shard_size)
-    parts = EmbeddingShards(place, "phrases", phrases, shard_size)
     share = {"process_index": state.process_index, "num_processes": state.num_processes}
     embed_clips(model, index.audio, clips.missing(**share), batch_size, num_workers, state.is_main_process)
     embed_captions(model, index.captions, captions.missing(**share), batch_size, state.is_main_process)
-    embed_captions(model, phrases, parts.missing(**share), batch_size, state.is_main_process)
-    return Embedded(teacher, processor, model.fingerprint, clips, captions, parts)
-
-
-def overlap_scores(
-    index: PairIndex, corpora: list[Embedded], phrases: list[str], pairs: np.ndarray, show_progress: bool = True
-) -> np.ndarray:
-    """
-    How much of each pair's caption the clip's own captions tell, too, and the reverse ([`PhraseOverlap`]).
-
-    Args:
-        index (`PairIndex`): All clips and captions.
-        corpora (list of `Embedded`): The phrases, by each teacher; their cosines are averaged.
-        phrases (list of `str`): Of all captions.
-        pairs (`np.ndarray` of shape `(num_pairs, 2)`): Clip and caption.
-        show_progress (`bool`): Show a progress bar where stderr is a terminal.
-
-    Returns:
-        `np.ndarray` of shape `(num_pairs,)`, in [0, 1].
-    """
-    embeddings = torch.cat([corpus.phrases.read()[0] for corpus in corpora], dim=1).numpy() / len(corpora) ** 0.5
-    overlap = PhraseOverlap(index.captions, phrases, embeddings)
-    own = captions_of_clips(index, np.arange(len(index.captions)))
-    bar = tqdm(pairs.tolist(), desc="overlap", unit="pair", disable=None if show_progress else True)
-    return np.array([overlap.score(caption, own[clip]) for clip, caption in bar])
+    return Embedded(teacher, processor, model.fingerprint, clips, captions)
 
 
 def label_pairs(
@@ -360,8 +325,6 @@ def label_pairs(
     unusable: set[int],
     how: Negatives,
     device: torch.device,
-    phrases: list[str],
-    overlap_weight: float = 0.0,
 ) -> dict[str, Labelled]:
     """
     Draw negatives and score every pair.
@@ -372,8 +335,6 @@ def label_pairs(
         unusable (set of `int`): Clips without an embedding; their rows are left out.
         how (`Negatives`): How negatives are drawn.
         device (`torch.device`): Where products are computed.
-        phrases (list of `str`): Of all captions, if the overlap counts.
-        overlap_weight (`float`): Share of the overlap in the labels.
 
     Returns:
         The pairs of each split that has any.
@@ -392,9 +353,6 @@ def label_pairs(
     joint = torch.from_numpy(np.column_stack([np.concatenate([*x.values()], axis=None) for x in (clips, captions)]))
     cosines = np.stack([score_pairs(a, t, joint).double().cpu().numpy() for a, t in zip(audio, text, strict=True)])
     joint_labels = combine_teachers(cosines)
-    if overlap_weight:
-        overlaps = overlap_scores(index, corpora, phrases, joint.numpy())
-        joint_labels = (1 - overlap_weight) * joint_labels + overlap_weight * (2 * overlaps - 1)
     ends = np.cumsum([captions[split].size for split in pairs])[:-1]
     parts = zip(np.split(cosines, ends, axis=1), np.split(joint_labels, ends), strict=True)
     return {
@@ -479,21 +437,14 @@ def summarize(report: dict[str, Any]) -> str:
     )
 
 
-def make_card(dataset: str, how: Negatives, overlap_weight: float, summary: str) -> str:
+def make_card(dataset: str, how: Negatives, summary: str) -> str:
     """Text of the dataset's README.md."""
-    cosine = "the cosine that a CLAP teacher gives a pair"
-    label = cosine
-    if overlap_weight:
-        label = (
-            f"{1 - overlap_weight:g} times {cosine}, plus {overlap_weight:g} times 2 F - 1, where F is the overlap of "
-            "the caption's phrases with those of the clip's own captions"
-        )
     near = f"{how.hard} of them of the {how.hard_pool} nearest in the teacher's text space, "
     return (
         f"# Pseudo-labelled pairs: {dataset_name(dataset)}\n\n"
-        f"The clips and captions of `{dataset}`. `label` is {label}; no listener was "
-        f"asked. For each caption of a clip, {how.count} captions of other clips of the split, drawn at random "
-        f"({near if how.hard else ''}seed {how.seed}), are added with labels found in the same way and "
+        f"The clips and captions of `{dataset}`. `label` is the cosine that a CLAP teacher gives a pair; no "
+        f"listener was asked. For each caption of a clip, {how.count} captions of other clips of the split, drawn at "
+        f"random ({near if how.hard else ''}seed {how.seed}), are added with labels found in the same way and "
         f"`is_negative`.\n\n{summary}\n\n![Distribution of the labels](labels.png)\n\n"
         "report.json has the same figures and lists what was left out. The terms of use of the captions and sounds "
         "stay in force.\n"
@@ -558,9 +509,6 @@ def main(
     hard: Annotated[int, typer.Option(min=0, help="How many of these are near in the teacher's text space.")] = 0,
     hard_pool: Annotated[int, typer.Option(min=1, help="With --hard: draw from so many of the nearest.")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the negatives.")] = 0,
-    overlap_weight: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the label that compares the caption with the clip's own.")
-    ] = 0.0,
     embeddings: Annotated[
         Path | None, typer.Option(help="Folder of embeddings to continue and keep. Default: OUTPUT_embeddings.")
     ] = None,
@@ -590,16 +538,15 @@ def main(
             f"{len(index.clip_keys)} clips, {len(index.captions)} captions, {state.num_processes} processes", err=True
         )
     folder = embeddings or output.with_name(f"{output.name}_embeddings")
-    phrases = phrases_of(index.captions) if overlap_weight else []
     sizes = (shard_size, batch_size, num_workers)
-    corpora = [embed_corpus(*name, index, phrases, folder, state, *sizes) for name in names]
+    corpora = [embed_corpus(*name, index, folder, state, *sizes) for name in names]
     state.wait_for_everyone()
     if not state.is_main_process:
         return
     unusable, left_out = find_unusable(index, corpora, dataset, allow_missing)
-    labelled = label_pairs(index, corpora, unusable, how, state.device, phrases, overlap_weight)
+    labelled = label_pairs(index, corpora, unusable, how, state.device)
     report = make_report(corpora, labelled, left_out)
-    card = make_card(dataset, how, overlap_weight, summarize(report))
+    card = make_card(dataset, how, summarize(report))
     attachments = {
         "report.json": json.dumps(report, indent=2, ensure_ascii=False),
         "labels.png": draw_histograms(labelled),

@@ -37,14 +37,14 @@ import numpy as np
 from scipy.stats import norm
 from synthesis_events import (
     ATTRIBUTES,
-    KIND_NAMES,
     KINDS,
     LARGEST_COUNT,
     Event,
     Scene,
-    holds_held_out,
+    Split,
     sample_scene,
 )
+from synthesis_words import WORDING, Wording
 
 SEVERAL = 0  # the count of a caption that says "several"
 
@@ -57,249 +57,20 @@ WRONG_ORDER_COST = 0.4
 LARGEST_SCENE = 3
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Vocabulary
+# Captions
 
 
-@dataclass(frozen=True)
-class Words:
-    """
-    How captions name a kind of event.
-
-    Args:
-        actors (`tuple`): Subject, verb and participle; the subject is plural if the verb is ("birds", "chirp").
-        masses (`tuple` of `str`): Names of the sound that take no article.
-        units (`tuple`): Singular and plural of one occurrence, for kinds that have occurrences.
-    """
-
-    actors: tuple[tuple[str, str, str], ...]
-    masses: tuple[str, ...]
-    units: tuple[tuple[str, str], ...] = ()
-
-
-WORDS = {
-    "rain": Words(
-        (("rain", "falls", "falling"), ("rain", "pours down", "pouring down"), ("raindrops", "patter", "pattering")),
-        ("rainfall", "rain"),
-    ),
-    "thunder": Words(
-        (("thunder", "rumbles", "rumbling"), ("thunder", "rolls", "rolling"), ("thunder", "crashes", "crashing")),
-        ("thunder",),
-        (("clap of thunder", "claps of thunder"), ("thunderclap", "thunderclaps")),
-    ),
-    "wind": Words(
-        (("wind", "blows", "blowing"), ("the wind", "howls", "howling"), ("gusts of wind", "whistle", "whistling")),
-        ("wind", "wind noise"),
-    ),
-    "stream": Words(
-        (("water", "bubbles", "bubbling"), ("a stream", "gurgles", "gurgling"), ("a brook", "babbles", "babbling")),
-        ("gurgling water", "bubbling of a stream"),
-    ),
-    "drops": Words(
-        (("water", "drips", "dripping"), ("a tap", "drips", "dripping")),
-        ("dripping", "dripping of water"),
-        (("drip of water", "drips of water"), ("water drop", "water drops")),
-    ),
-    "waves": Words(
-        (("waves", "roll ashore", "rolling ashore"), ("the sea", "washes in and out", "washing in and out")),
-        ("surf", "sea surf"),
-    ),
-    "fire": Words(
-        (("a fire", "crackles", "crackling"), ("wood", "burns and pops", "burning and popping")),
-        ("crackling of a fire", "fire crackle"),
-    ),
-    "siren": Words(
-        (("a siren", "wails", "wailing"), ("an emergency vehicle's siren", "howls", "howling")),
-        ("siren wail", "wailing of a siren"),
-    ),
-    "telephone": Words(
-        (("a telephone", "rings", "ringing"), ("a phone", "rings", "ringing")),
-        ("telephone ringing", "ringing of a phone"),
-        (("telephone ring", "telephone rings"), ("ring of a phone", "rings of a phone")),
-    ),
-    "bell": Words(
-        (("a bell", "tolls", "tolling"), ("a church bell", "chimes", "chiming")),
-        ("bell ringing", "tolling of a bell"),
-        (("toll of a bell", "tolls of a bell"), ("bell stroke", "bell strokes")),
-    ),
-    "alarm": Words(
-        (("an alarm", "beeps", "beeping"), ("an electronic alarm", "goes off", "going off")),
-        ("alarm beeping", "beeping of an alarm"),
-    ),
-    "horn": Words(
-        (("a car horn", "honks", "honking"), ("a car", "honks", "honking")),
-        ("honking", "car horn honking"),
-        (("honk of a car", "honks of a car"), ("car horn blast", "car horn blasts")),
-    ),
-    "whistle": Words(
-        (("a whistle", "blows", "blowing"), ("a referee", "whistles", "whistling")),
-        ("whistle blowing", "whistling of a referee"),
-        (("whistle blast", "whistle blasts"), ("blast of a whistle", "blasts of a whistle")),
-    ),
-    "clock": Words(
-        (("a clock", "ticks", "ticking"), ("a clock", "ticks and tocks", "ticking and tocking")),
-        ("clock ticking", "ticking of a clock"),
-    ),
-    "engine": Words(
-        (("an engine", "idles", "idling"), ("a motor", "rumbles", "rumbling"), ("an engine", "runs", "running")),
-        ("engine noise", "rumbling of a motor"),
-    ),
-    "helicopter": Words(
-        (("a helicopter", "hovers", "hovering"), ("a helicopter", "flies overhead", "flying overhead")),
-        ("helicopter noise", "thudding of helicopter blades"),
-    ),
-    "drill": Words(
-        (("a drill", "buzzes", "buzzing"), ("a power drill", "whirs", "whirring")),
-        ("drilling", "drill noise"),
-    ),
-    "train": Words(
-        (("a train", "clatters along", "clattering along"), ("a train", "rattles past", "rattling past")),
-        ("train clatter", "clattering of train wheels"),
-    ),
-    "vacuum": Words(
-        (("a vacuum cleaner", "hums", "humming"), ("a vacuum cleaner", "runs", "running")),
-        ("vacuum cleaner noise", "humming of a vacuum cleaner"),
-    ),
-    "saw": Words(
-        (("someone", "saws wood", "sawing wood"), ("a hand saw", "cuts through wood", "cutting through wood")),
-        ("sawing", "sawing of wood"),
-    ),
-    "bark": Words(
-        (("a dog", "barks", "barking"), ("a dog", "yaps", "yapping")),
-        ("barking", "barking of a dog"),
-        (("bark of a dog", "barks of a dog"), ("dog bark", "dog barks")),
-    ),
-    "meow": Words(
-        (("a cat", "meows", "meowing"), ("a cat", "mews", "mewing")),
-        ("meowing", "meowing of a cat"),
-        (("meow of a cat", "meows of a cat"), ("cat call", "cat calls")),
-    ),
-    "birds": Words(
-        (("birds", "chirp", "chirping"), ("songbirds", "sing", "singing"), ("a bird", "twitters", "twittering")),
-        ("birdsong", "chirping of birds"),
-    ),
-    "crickets": Words(
-        (("crickets", "chirp", "chirping"), ("crickets", "sing", "singing")),
-        ("cricket chirping", "singing of crickets"),
-    ),
-    "frog": Words(
-        (("a frog", "croaks", "croaking"), ("a toad", "croaks", "croaking")),
-        ("croaking", "croaking of a frog"),
-        (("croak of a frog", "croaks of a frog"), ("frog croak", "frog croaks")),
-    ),
-    "owl": Words(
-        (("an owl", "hoots", "hooting"), ("an owl", "calls", "calling")),
-        ("hooting", "hooting of an owl"),
-        (("hoot of an owl", "hoots of an owl"), ("owl call", "owl calls")),
-    ),
-    "cow": Words(
-        (("a cow", "moos", "mooing"), ("a cow", "lows", "lowing")),
-        ("mooing", "mooing of a cow"),
-        (("moo of a cow", "moos of a cow"), ("cow call", "cow calls")),
-    ),
-    "babble": Words(
-        (("someone", "talks", "talking"), ("a person", "speaks", "speaking")),
-        ("speech", "talking"),
-    ),
-    "applause": Words(
-        (("people", "applaud", "applauding"), ("an audience", "claps", "clapping")),
-        ("applause", "clapping"),
-    ),
-    "laughter": Words(
-        (("someone", "laughs", "laughing"), ("a person", "laughs out", "laughing out")),
-        ("laughter", "laughing"),
-        (("laugh", "laughs"), ("burst of laughter", "bursts of laughter")),
-    ),
-    "footsteps": Words(
-        (("someone", "walks", "walking"), ("footsteps", "echo", "echoing"), ("a person", "walks by", "walking by")),
-        ("walking", "tapping of shoes"),
-    ),
-    "knocking": Words(
-        (("someone", "knocks", "knocking"), ("someone", "knocks on a door", "knocking on a door")),
-        ("knocking", "knocking on wood"),
-        (("knock", "knocks"), ("knock on a door", "knocks on a door")),
-    ),
-    "hammer": Words(
-        (("a hammer", "strikes metal", "striking metal"), ("someone", "hammers on metal", "hammering on metal")),
-        ("hammering", "hammering on metal"),
-        (("hammer blow", "hammer blows"), ("clang of a hammer", "clangs of a hammer")),
-    ),
-    "glass": Words(
-        (("glass", "shatters", "shattering"), ("a window", "breaks", "breaking")),
-        ("shattering of glass", "breaking glass"),
-        (("crash of glass", "crashes of glass"), ("glass crash", "glass crashes")),
-    ),
-    "gunshot": Words(
-        (("a gun", "fires", "firing"), ("someone", "fires a gun", "firing a gun")),
-        ("shooting", "gunfire"),
-        (("gunshot", "gunshots"), ("shot from a gun", "shots from a gun")),
-    ),
-    "snoring": Words(
-        (("someone", "snores", "snoring"), ("a sleeper", "snores", "snoring")),
-        ("snoring",),
-        (("snore", "snores"), ("snoring breath", "snoring breaths")),
-    ),
-}  # fmt: skip
-
-ADVERBS = {
-    ("loudness", 1): ("loudly", "noisily", "at high volume"),
-    ("loudness", -1): ("softly", "quietly", "faintly"),
-    ("pitch", 1): ("at a high pitch", "in a high tone"),
-    ("pitch", -1): ("at a low pitch", "in a deep tone"),
-    ("speed", 1): ("quickly", "rapidly", "at a fast pace"),
-    ("speed", -1): ("slowly", "at a slow pace", "unhurriedly"),
-}
-ADJECTIVES = {
-    ("loudness", 1): ("loud", "noisy"),
-    ("loudness", -1): ("soft", "quiet", "faint"),
-    ("pitch", 1): ("high-pitched", "shrill"),
-    ("pitch", -1): ("low-pitched", "deep"),
-    ("speed", 1): ("fast", "rapid", "quick"),
-    ("speed", -1): ("slow", "unhurried"),
-}
-TIMES = {1: ("once",), 2: ("twice", "two times"), 3: ("three times",), 4: ("four times",), 5: ("five times",)}
-SEVERAL_TIMES = ("several times", "repeatedly", "again and again")
-NUMBERS = {1: "a single", 2: "two", 3: "three", 4: "four", 5: "five"}
-SEVERAL_NUMBERS = ("several", "repeated", "a number of")
-
-# Templates take clauses ("a dog barks") as {0c}, participles ("a dog barking") or nouns ("two loud barks") as {0n}.
-ALONE = (
-    "{0c}", "{0n}", "{0n} can be heard", "there is the sound of {0n}", "the sound of {0n}", "{0c} and nothing else",
-    "{0n} on its own", "we hear {0n}",
-)  # fmt: skip
-TOGETHER = {
-    2: (
-        "{0c} while {1c}", "{0n} and {1n} at the same time", "{0c} as {1c}", "{0n} together with {1n}",
-        "{0c} and {1c} simultaneously", "{0n} with {1n} in the background", "{0n} can be heard during {1n}",
-        "at the same time {0c} and {1c}",
-    ),
-    3: (
-        "{0c} while {1c} and {2c}", "{0n}, {1n} and {2n} at the same time", "{0n} together with {1n} and {2n}",
-        "{0c}, {1c} and {2c}, all at once",
-    ),
-}  # fmt: skip
-SEQUENCE = {
-    2: (
-        "{0c}, then {1c}", "{0n} followed by {1n}", "first {0c}, and after that {1c}", "after {0n}, {1c}",
-        "{1n} after {0n}", "{0c} before {1c}", "{0n}, and then {1n}", "{0c}, and afterwards {1c}",
-    ),
-    3: (
-        "{0c}, then {1c}, and finally {2c}", "{0n} followed by {1n} and then {2n}", "first {0c}, then {1c}, then {2c}",
-        "{0n}, then {1n}, and at the end {2n}",
-    ),
-}  # fmt: skip
-
-
-def describe(claim: Scene, rng: np.random.Generator) -> str:
+def describe(claim: Scene, rng: np.random.Generator, wording: Wording = WORDING) -> str:
     """A caption that says what the claim says, in random words."""
     size = len(claim.events)
-    templates = {"alone": {1: ALONE}, "together": TOGETHER, "sequence": SEQUENCE}[claim.relation][size]
+    templates = wording.templates[claim.relation][size]
     template = templates[rng.integers(len(templates))]
     order = rng.permutation(size) if claim.relation == "together" else range(size)
     phrases = {}
     for place, index in enumerate(order):
         event = claim.events[index]
-        phrases[f"{place}c"] = _clause(event, rng)
-        phrases[f"{place}n"] = _noun_phrase(event, rng)
+        phrases[f"{place}c"] = _clause(event, rng, wording)
+        phrases[f"{place}n"] = _noun_phrase(event, rng, wording)
     for key, phrase in phrases.items():
         template = template.replace("{" + key + "}", phrase)
     text = template[0].upper() + template[1:]
@@ -310,26 +81,26 @@ def _pick(rng: np.random.Generator, options: tuple[Any, ...]) -> Any:
     return options[rng.integers(len(options))]
 
 
-def _clause(event: Event, rng: np.random.Generator) -> str:
+def _clause(event: Event, rng: np.random.Generator, wording: Wording) -> str:
     """A sentence of subject and verb: "a dog barks twice loudly"."""
-    subject, verb, participle = _pick(rng, WORDS[event.kind].actors)
+    subject, verb, participle = _pick(rng, wording.words[event.kind].actors)
     if event.count is None and rng.random() < 0.5:
         verb = f"{'is' if verb.split()[0].endswith('s') else 'are'} {participle}"
-    return " ".join([subject, verb, *_adverbs(event, rng)])
+    return " ".join([subject, verb, *_adverbs(event, rng, wording)])
 
 
-def _noun_phrase(event: Event, rng: np.random.Generator) -> str:
+def _noun_phrase(event: Event, rng: np.random.Generator, wording: Wording) -> str:
     """Something to be heard: "a dog barking twice", "two loud barks of a dog", "loud barking"."""
-    words = WORDS[event.kind]
+    words = wording.words[event.kind]
     counted = event.count is not None
     if rng.random() < 0.5 or (counted and not words.units):
         subject, _, participle = _pick(rng, words.actors)
-        return " ".join([subject, participle, *_adverbs(event, rng)])
-    adjectives = [_pick(rng, ADJECTIVES[key]) for key in _stated(event)]
+        return " ".join([subject, participle, *_adverbs(event, rng, wording)])
+    adjectives = [_pick(rng, wording.adjectives[key]) for key in _stated(event)]
     if not counted:
         return " ".join([*adjectives, _pick(rng, words.masses)])
     singular, plural = _pick(rng, words.units)
-    number = _pick(rng, SEVERAL_NUMBERS) if event.count == SEVERAL else NUMBERS[event.count]
+    number = _pick(rng, wording.several_numbers) if event.count == SEVERAL else wording.numbers[event.count]
     return " ".join([number, *adjectives, singular if event.count == 1 else plural])
 
 
@@ -338,12 +109,12 @@ def _stated(event: Event) -> list[tuple[str, int]]:
     return [(name, getattr(event, name)) for name in ATTRIBUTES if getattr(event, name)]
 
 
-def _adverbs(event: Event, rng: np.random.Generator) -> list[str]:
+def _adverbs(event: Event, rng: np.random.Generator, wording: Wording) -> list[str]:
     """How often and in what manner, to be put after a verb."""
     often = []
     if event.count is not None:
-        often = [_pick(rng, SEVERAL_TIMES if event.count == SEVERAL else TIMES[event.count])]
-    manner = [_pick(rng, ADVERBS[key]) for key in _stated(event)]
+        often = [_pick(rng, wording.several_times if event.count == SEVERAL else wording.times[event.count])]
+    manner = [_pick(rng, wording.adverbs[key]) for key in _stated(event)]
     return [*often, *([" and ".join(manner)] if manner else [])]
 
 
@@ -430,27 +201,27 @@ def _plain_event(kind: str, rng: np.random.Generator) -> Event:
 
 
 def _other_kind(
-    scene: Scene, claim: Scene, keep: tuple[str, ...], held_out: bool, rng: np.random.Generator
+    scene: Scene, claim: Scene, keep: tuple[str, ...], split: Split, rng: np.random.Generator
 ) -> str | None:
     """
     A kind that is neither heard nor claimed and may stand beside those kept, often a similar one; none if all may not.
     """
-    unused = [kind for kind in KIND_NAMES if kind not in scene.kinds and kind not in claim.kinds]
-    allowed = [kind for kind in unused if held_out or not holds_held_out((*keep, kind))]
+    unused = [kind for kind in split.kinds if kind not in scene.kinds and kind not in claim.kinds]
+    allowed = [kind for kind in unused if split.allows((*keep, kind))]
     similar = [kind for kind in allowed if KINDS[kind].family in {KINDS[heard].family for heard in scene.kinds}]
     options = similar if similar and rng.random() < 0.3 else allowed
     return _pick(rng, tuple(options)) if options else None
 
 
-def swap_event(scene: Scene, claim: Scene, held_out: bool, rng: np.random.Generator) -> Scene | None:
+def swap_event(scene: Scene, claim: Scene, split: Split, rng: np.random.Generator) -> Scene | None:
     """One event told as one of another kind."""
     place = int(rng.integers(len(claim.events)))
     others = claim.events[:place], claim.events[place + 1 :]
-    kind = _other_kind(scene, claim, tuple(event.kind for event in (*others[0], *others[1])), held_out, rng)
+    kind = _other_kind(scene, claim, tuple(event.kind for event in (*others[0], *others[1])), split, rng)
     return replace(claim, events=(*others[0], _plain_event(kind, rng), *others[1])) if kind else None
 
 
-def drop_event(scene: Scene, claim: Scene, held_out: bool, rng: np.random.Generator) -> Scene | None:
+def drop_event(scene: Scene, claim: Scene, split: Split, rng: np.random.Generator) -> Scene | None:
     """One of several events left out."""
     if len(claim.events) < 2:
         return None
@@ -459,9 +230,9 @@ def drop_event(scene: Scene, claim: Scene, held_out: bool, rng: np.random.Genera
     return Scene(events, claim.relation if len(events) > 1 else "alone")
 
 
-def add_event(scene: Scene, claim: Scene, held_out: bool, rng: np.random.Generator) -> Scene | None:
+def add_event(scene: Scene, claim: Scene, split: Split, rng: np.random.Generator) -> Scene | None:
     """An event that is not there."""
-    kind = _other_kind(scene, claim, claim.kinds, held_out, rng)
+    kind = _other_kind(scene, claim, claim.kinds, split, rng)
     if kind is None or len(claim.events) == LARGEST_SCENE:
         return None
     place = int(rng.integers(len(claim.events) + 1))
@@ -470,7 +241,7 @@ def add_event(scene: Scene, claim: Scene, held_out: bool, rng: np.random.Generat
     return Scene(events, relation)
 
 
-def change_count(scene: Scene, claim: Scene, held_out: bool, rng: np.random.Generator) -> Scene | None:
+def change_count(scene: Scene, claim: Scene, split: Split, rng: np.random.Generator) -> Scene | None:
     """A wrong number of occurrences."""
     heard = {event.kind: event.count for event in scene.events}
     countable = [i for i, event in enumerate(claim.events) if KINDS[event.kind].max_count > 1 and event.kind in heard]
@@ -485,7 +256,7 @@ def change_count(scene: Scene, claim: Scene, held_out: bool, rng: np.random.Gene
     return replace(claim, events=(*claim.events[:place], told, *claim.events[place + 1 :]))
 
 
-def change_order(scene: Scene, claim: Scene, held_out: bool, rng: np.random.Generator) -> Scene | None:
+def change_order(scene: Scene, claim: Scene, split: Split, rng: np.random.Generator) -> Scene | None:
     """The events of a sequence in another order."""
     if claim.relation != "sequence":
         return None
@@ -493,13 +264,13 @@ def change_order(scene: Scene, claim: Scene, held_out: bool, rng: np.random.Gene
     return replace(claim, events=orders[rng.integers(len(orders))])
 
 
-def change_relation(scene: Scene, claim: Scene, held_out: bool, rng: np.random.Generator) -> Scene | None:
+def change_relation(scene: Scene, claim: Scene, split: Split, rng: np.random.Generator) -> Scene | None:
     """A sequence told as simultaneous, or the reverse."""
     other = {"together": "sequence", "sequence": "together"}.get(claim.relation)
     return replace(claim, relation=other) if other else None
 
 
-def change_attribute(scene: Scene, claim: Scene, held_out: bool, rng: np.random.Generator) -> Scene | None:
+def change_attribute(scene: Scene, claim: Scene, split: Split, rng: np.random.Generator) -> Scene | None:
     """The opposite of an event's loudness, pitch or speed."""
     heard = {event.kind: event for event in scene.events}
     options = [(i, *a) for i, event in enumerate(claim.events) for a in _stated(heard.get(event.kind, event))]
@@ -526,21 +297,21 @@ SECOND_ALTERATION_CHANCE = 0.3
 PAIRINGS = {"matched": 0.28, "altered": 0.42, "partly matching": 0.14, "mismatched": 0.16}
 
 
-def alter(scene: Scene, claim: Scene, held_out: bool, rng: np.random.Generator) -> tuple[Scene, list[str]]:
+def alter(scene: Scene, claim: Scene, split: Split, rng: np.random.Generator) -> tuple[Scene, list[str]]:
     """
     A claim made wrong in one way, sometimes in two, and the names of the alterations.
 
     Args:
         scene (`Scene`): What is heard.
         claim (`Scene`): A faithful claim.
-        held_out (`bool`): Whether held-out pairs of kinds may be named.
+        split (`Split`): What its captions may name.
         rng (`np.random.Generator`): Source of all choices.
     """
     wanted = 2 if rng.random() < SECOND_ALTERATION_CHANCE else 1
     done: list[str] = []
     weights = np.array([weight for _, weight in ALTERATIONS.values()])
     for name in rng.choice(list(ALTERATIONS), len(weights), replace=False, p=weights / weights.sum()).tolist():
-        altered = ALTERATIONS[name][0](scene, claim, held_out, rng)
+        altered = ALTERATIONS[name][0](scene, claim, split, rng)
         # A second alteration must not mend the first.
         if altered is not None and true_alignment(scene, altered) < true_alignment(scene, claim):
             claim, done = altered, [*done, name]
@@ -549,7 +320,7 @@ def alter(scene: Scene, claim: Scene, held_out: bool, rng: np.random.Generator) 
     return claim, done
 
 
-def sample_claim(scene: Scene, held_out: bool, rng: np.random.Generator) -> tuple[str, Scene]:
+def sample_claim(scene: Scene, split: Split, rng: np.random.Generator) -> tuple[str, Scene]:
     """
     What the caption of a rated pair claims, and how it was made: a key of `PAIRINGS`, with the alterations' names.
     """
@@ -557,15 +328,15 @@ def sample_claim(scene: Scene, held_out: bool, rng: np.random.Generator) -> tupl
     if pairing == "matched":
         return pairing, faithful_claim(scene, rng)
     if pairing == "altered":
-        claim, names = alter(scene, faithful_claim(scene, rng), held_out, rng)
+        claim, names = alter(scene, faithful_claim(scene, rng), split, rng)
         return " + ".join(names), claim
     if pairing == "partly matching":
         shared = _pick(rng, scene.kinds)
         others = tuple(kind for kind in scene.kinds if kind != shared)
-        return pairing, faithful_claim(sample_scene(rng, held_out, required=shared, avoid=others), rng)
+        return pairing, faithful_claim(sample_scene(rng, split, required=shared, avoid=others), rng)
     families = {KINDS[kind].family for kind in scene.kinds}
-    avoid = tuple(name for name, kind in KINDS.items() if kind.family in families)
-    return pairing, faithful_claim(sample_scene(rng, held_out, avoid=avoid), rng)
+    avoid = tuple(name for name in split.kinds if KINDS[name].family in families)
+    return pairing, faithful_claim(sample_scene(rng, split, avoid=avoid), rng)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -590,7 +361,7 @@ class Listener:
     noise: float
 
 
-def sample_listeners(split: str, rng: np.random.Generator) -> list[Listener]:
+def sample_listeners(split: Split, rng: np.random.Generator) -> list[Listener]:
     """
     The pool of a split; no listener rates in two splits. Biases and noises are quantiles of their distributions in
     random order, so that every pool is as biased and as noisy as any other.

@@ -5,10 +5,16 @@ a caption in the shape of the XACLE challenge.
     python dataset_scripts/synthesize.py -o data/synthetic --seed 0
 
 writes `wav/` (FLAC, 16 kHz, mono, 16 bit), the captioned clips as `aac/` (train, validation) and the rated pairs as
-`xacle/` (train, validation, test; two kinds of event that meet in a test scene never meet in another split). Each
-dataset holds `annotations.jsonl`: the scene of every clip and, for a rated pair, how its caption was made and its true
-alignment. The rule of that alignment and the simulated listeners are told in synthesis_captions.py, the sounds in
-synthesis_events.py.
+`xacle/` (train, validation, development, test). Scenes of several events in development and in test hold two kinds of
+event that meet in no other split: choose on development what is to be tested once. Each dataset holds
+`annotations.jsonl`: the scene of every clip and, for a rated pair, how its caption was made and its true alignment.
+
+--rated-unseen adds splits that are like test but for what another generator makes of it: other synthesis and a vocoder
+(unseen_sounds), other words for everything (unseen_words), kinds of event that no other split has (unseen_kinds), and
+all three (unseen).
+
+The rule of the alignment and the simulated listeners are told in synthesis_captions.py, splits and scenes in
+synthesis_events.py, sounds in synthesis_sounds.py and synthesis_unseen.py, words in synthesis_words.py.
 
 Everything here is synthetic. It compares methods; it does not stand for human ratings.
 
@@ -39,6 +45,7 @@ import soundfile
 import synthesis_captions as captions
 import synthesis_events as events
 import typer
+from synthesis_words import WORDING, WORDINGS
 from tqdm import tqdm
 
 # The package is imported where it is needed: every worker imports this file anew, and needs neither datasets nor torch.
@@ -47,7 +54,10 @@ CAPTIONS_PER_CLIP = 3
 VALIDATION_SHARE = 0.05
 SETTINGS_FILE = "synthesis.json"
 OWN_ENTRIES = {"wav", "aac", "xacle", "README.md", SETTINGS_FILE}
-SOURCES = ("synthesize.py", "synthesis_captions.py", "synthesis_events.py")
+SOURCES = (
+    "synthesize.py", "synthesis_captions.py", "synthesis_events.py", "synthesis_sounds.py", "synthesis_unseen.py",
+    "synthesis_words.py",
+)  # fmt: skip
 
 RULE_CONSTANTS = ("SIMILAR_CREDIT", "OPPOSITE_AGREEMENT", "NEEDLESS_AGREEMENT", "WRONG_RELATION", "WRONG_ORDER_COST")
 
@@ -82,7 +92,7 @@ class Clip:
 
 def plan_clips(clips: int, rated: dict[str, int]) -> list[Clip]:
     """All clips of a corpus of so many captioned clips, and of rated ones for each split."""
-    validation = max(1, round(VALIDATION_SHARE * clips))
+    validation = min(clips, max(1, round(VALIDATION_SHARE * clips)))
     sizes = [("aac", "train", clips - validation), ("aac", "validation", validation)]
     sizes += [("xacle", split, size) for split, size in rated.items()]
     return [Clip(dataset, split, index) for dataset, split, size in sizes for index in range(size)]
@@ -90,16 +100,17 @@ def plan_clips(clips: int, rated: dict[str, int]) -> list[Clip]:
 
 def annotate(clip: Clip, seed: int) -> tuple[events.Scene, dict[str, Any]]:
     """The scene of a clip, and its annotation as plain values."""
-    held_out = clip.split == "test"
-    scene = events.sample_scene(clip.rng(seed, "scene"), held_out)
+    split = events.split_named(clip.split)
+    scene = events.sample_scene(clip.rng(seed, "scene"), split)
     annotation = {"id": clip.id, "audio": clip.path, "scene": events.scene_record(scene)}
     words = clip.rng(seed, "caption")
     if clip.dataset == "aac":
         return scene, {**annotation, "captions": several_captions(scene, words)}
-    pairing, claim = captions.sample_claim(scene, held_out, words)
+    pairing, claim = captions.sample_claim(scene, split, words)
     alignment = captions.true_alignment(scene, claim)
     listener_ids, ratings = captions.rate(alignment, listener_pool(seed, clip.split), clip.rng(seed, "rating"))
-    told = {"caption": captions.describe(claim, words), "claim": events.scene_record(claim), "pairing": pairing}
+    caption = captions.describe(claim, words, WORDINGS.get(clip.split, WORDING))
+    told = {"caption": caption, "claim": events.scene_record(claim), "pairing": pairing}
     heard = {"alignment": round(alignment, 6), "ratings": ratings, "listener_ids": listener_ids}
     return scene, {**annotation, **told, **heard}
 
@@ -125,7 +136,7 @@ def make_clip(clip: Clip, seed: int, folder: Path) -> dict[str, Any]:
     scene, annotation = annotate(clip, seed)
     path = folder / clip.path
     if not path.exists():
-        samples = events.render_clip(scene, clip.rng(seed, "sound"))
+        samples = events.render_clip(scene, clip.rng(seed, "sound"), events.split_named(clip.split).rendering)
         unfinished = path.with_suffix(".unfinished")
         soundfile.write(unfinished, samples, events.SAMPLING_RATE, format="FLAC", subtype="PCM_16")
         unfinished.replace(path)
@@ -202,13 +213,13 @@ def aac_card(seed: int, splits: dict[str, list[dict[str, Any]]]) -> str:
 
 {WARNING}
 
-Made by `dataset_scripts/synthesize.py --seed {seed}`. Ten-second scenes of one to three of {len(events.KINDS)} kinds of
+Made by `dataset_scripts/synthesize.py --seed {seed}`. Ten-second scenes of one to three of {len(events.KIND_NAMES)} kinds of
 sound event, alone, together or in sequence, once or up to {events.LARGEST_COUNT} times, soft or loud, low or high, slow
 or fast, with {CAPTIONS_PER_CLIP} true captions each; every caption is a row.
 
 {markdown_table(sizes)}
 
-Kinds: {", ".join(events.KINDS)}. `annotations.jsonl` holds the scene of each clip.
+Kinds: {", ".join(events.KIND_NAMES)}. `annotations.jsonl` holds the scene of each clip.
 """
 
 
@@ -225,7 +236,7 @@ def xacle_card(seed: int, splits: dict[str, list[dict[str, Any]]]) -> str:
 Made by `dataset_scripts/synthesize.py --seed {seed}` in the shape of the XACLE challenge: a clip, a caption, integer
 ratings from 0 to 10 of {captions.LISTENERS_PER_PAIR} simulated listeners (a pool of {captions.LISTENERS_PER_SPLIT} for
 each split), their mean `score`, and `label` = score / 5 - 1. Some captions are true, some wrong in one way or two, some
-of another scene. Where a test clip has several events, two of them never meet in the other splits.
+of another scene. Where a clip of `development` or `test` has several events, two of them meet in no other split.
 
 {markdown_table(statistics)}
 
@@ -265,6 +276,8 @@ def write_datasets(
         for clip, annotation in zip(clips, annotations, strict=True):
             if clip.dataset == dataset:
                 splits.setdefault(clip.split, []).append(annotation)
+        if not splits:
+            continue
         lines = (json.dumps(annotation) + "\n" for part in splits.values() for annotation in part)
         save_dataset(
             {split: make_dataset(dataset_rows(part, sounds)) for split, part in splits.items()},
@@ -361,12 +374,14 @@ def synthesize(
 
 def summary(output: Path) -> str:
     """What a corpus holds, and how its simulated listeners rate, as text."""
-    captioned, rated = (
-        [json.loads(line) for line in (output / dataset / "annotations.jsonl").read_text(encoding="utf-8").splitlines()]
-        for dataset in ("aac", "xacle")
-    )
-    figures = ", ".join(f"{name} {value}" for name, value in rating_statistics(rated).items())
-    return f"aac: clips {len(captioned)}, captions {CAPTIONS_PER_CLIP * len(captioned)}\nxacle: {figures}"
+    found = {file.parent.name: file.read_text(encoding="utf-8") for file in output.glob("*/annotations.jsonl")}
+    made = {dataset: list(map(json.loads, lines.splitlines())) for dataset, lines in sorted(found.items())}
+    lines = []
+    if captioned := made.get("aac"):
+        lines.append(f"aac: clips {len(captioned)}, captions {CAPTIONS_PER_CLIP * len(captioned)}")
+    if rated := made.get("xacle"):
+        lines.append("xacle: " + ", ".join(f"{name} {value}" for name, value in rating_statistics(rated).items()))
+    return "\n".join(lines)
 
 
 def draw_spectrograms(file: Path, seed: int) -> None:
@@ -398,7 +413,7 @@ def draw_spectrograms(file: Path, seed: int) -> None:
     unfinished.replace(file)
 
 
-Rated = Annotated[int, typer.Option(min=2, help="Rated pairs of this split, each with a clip of its own.")]
+Rated = Annotated[int, typer.Option(min=0, help="Rated pairs of this split, each with a clip of its own; 0: none.")]
 
 
 def main(
@@ -406,10 +421,14 @@ def main(
         Path | None, typer.Option("--output", "-o", help="Folder of the corpus, e.g. data/synthetic.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Another seed makes another corpus of the same kind.")] = 0,
-    clips: Annotated[int, typer.Option(min=2, help="Captioned clips.")] = 6000,
+    clips: Annotated[int, typer.Option(min=0, help="Captioned clips; 0: none.")] = 6000,
     rated_train: Rated = 800,
     rated_validation: Rated = 400,
+    rated_development: Rated = 400,
     rated_test: Rated = 800,
+    rated_unseen: Annotated[
+        int, typer.Option(min=0, help="Rated pairs of each of the splits by another generator; 0: none.")
+    ] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Processes. The result does not depend on it.")] = os.cpu_count()
     or 1,
     embed_audio: Annotated[
@@ -428,7 +447,16 @@ def main(
         raise typer.BadParameter("give --output, --spectrograms or both")
     if output is not None:
         output = output.absolute()
-        rated = {"train": rated_train, "validation": rated_validation, "test": rated_test}
+        sizes = {
+            "train": rated_train,
+            "validation": rated_validation,
+            "development": rated_development,
+            "test": rated_test,
+            **dict.fromkeys(events.UNSEEN_SPLITS, rated_unseen),
+        }
+        rated = {split: size for split, size in sizes.items() if size}
+        if 1 in (clips, *rated.values()) or not (clips or rated):
+            raise typer.BadParameter("ask for two clips or pairs at least, or for none (0), and not for none of all")
         made = synthesize(output, seed, clips, rated, workers, embed_audio)
         typer.echo(f"{output}: {'made' if made else 'already there, made with these settings'}\n{summary(output)}")
     if spectrograms is not None:

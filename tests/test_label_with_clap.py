@@ -263,21 +263,6 @@ def test_several_teachers_are_averaged_and_reported(corpus, teacher_folder, labe
     assert run(corpus, "--teacher", other, "--processor", "", "--processor", "", "-o", tmp_path / "x")[0] == 1
 
 
-def test_labels_can_compare_a_caption_with_the_clips_own(corpus, teacher_folder, labelled, tmp_path):
-    code, _, stderr = run(corpus, "--teacher", teacher_folder, "-o", tmp_path / "all", "--overlap-weight", 1)
-    assert code == 0, stderr
-    assert "1 times 2 F - 1" in (tmp_path / "all" / "README.md").read_text()
-    run(corpus, "--teacher", teacher_folder, "-o", tmp_path / "half", "--overlap-weight", 0.5)
-    cosines, overlaps, both = map(tables, (labelled["folder"], tmp_path / "all", tmp_path / "half"))
-    for split, table in overlaps.items():
-        own = ~np.array(table["is_negative"])
-        labels = np.array(table["label"])
-        np.testing.assert_allclose(labels[own], 1, atol=1e-5)
-        assert labels[~own].mean() < 0.8 and labels[~own].std() > 0.01
-        mean = (labels + np.array(cosines[split]["label"])) / 2
-        np.testing.assert_allclose(both[split]["label"], mean, atol=1e-6)
-
-
 def test_the_report_says_how_the_labels_are_distributed(labelled):
     report = json.loads((labelled["folder"] / "report.json").read_text())
     for split, dataset in labelled["splits"].items():

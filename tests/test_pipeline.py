@@ -166,7 +166,7 @@ def test_bundled_model_needs_no_name_and_no_network():
 def test_autocast_to_bf16_moves_a_score_by_less_than_two_hundredths():
     align = pipeline("audio-text-alignment", device="cpu")
     rng = np.random.default_rng(0)
-    scenes = [events.sample_scene(rng, held_out=False) for _ in range(8)]
+    scenes = [events.sample_scene(rng, events.split_named("train")) for _ in range(8)]
     texts = [captions.describe(scene, rng) for scene in scenes]
     inputs = [
         {"audio": events.render_clip(scene, rng), "sampling_rate": SAMPLING_RATE, "text": [texts[n], texts[n - 1]]}

@@ -16,6 +16,8 @@ import pytest
 import soundfile
 import synthesis_captions as captions
 import synthesis_events as events
+import synthesis_sounds as sounds
+import synthesis_words as words
 import synthesize
 
 from modeling_xacle import XacleFeatureExtractor
@@ -23,8 +25,8 @@ from modeling_xacle.data import check_rows, load_pairs
 
 SCRIPTS = Path(__file__).parent.parent / "dataset_scripts"
 
-CLIPS, RATED = 10, {"train": 6, "validation": 4, "test": 6}
-SIZES = ["--clips", "10", "--rated-train", "6", "--rated-validation", "4", "--rated-test", "6"]
+CLIPS, RATED = 10, {"train": 6, "validation": 4, "development": 4, "test": 6}
+SIZES = ["--clips", "10", *(part for split, size in RATED.items() for part in (f"--rated-{split}", str(size)))]
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -45,10 +47,10 @@ def sounds_and_annotations(corpus: Path) -> dict[str, bytes]:
     return {str(file.relative_to(corpus)): file.read_bytes() for file in files}
 
 
-def scenes(count: int, held_out: bool = False) -> Iterator[tuple[object, np.random.Generator]]:
+def scenes(count: int, split: str = "train") -> Iterator[tuple[object, np.random.Generator]]:
     for index in range(count):
         rng = np.random.default_rng([11, index])
-        yield events.sample_scene(rng, held_out), rng
+        yield events.sample_scene(rng, events.split_named(split)), rng
 
 
 def annotations(split: str, count: int, seed: int = 0) -> list[dict]:
@@ -179,17 +181,18 @@ def test_mistakes_end_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
     result = run("-o", tmp_path, *SIZES)
     assert result.returncode == 1 and "not a synthetic corpus" in result.stderr and "Traceback" not in result.stderr
-    assert run().returncode == 2 and run("-o", tmp_path, "--clips", "0").returncode == 2
+    assert run().returncode == 2 and run("-o", tmp_path, "--clips", "1").returncode == 2
 
 
 # The sounds
 
 
-def test_kinds_are_many_and_can_be_named() -> None:
-    assert len(events.KINDS) >= 24
-    assert set(captions.WORDS) == set(events.KINDS)
+@pytest.mark.parametrize("wording", [words.WORDING, words.OTHER_WORDING])
+def test_kinds_are_many_and_can_be_named(wording: words.Wording) -> None:
+    assert len(events.KIND_NAMES) >= 24 and not set(events.UNSEEN_KINDS) & set(events.KIND_NAMES)
+    assert set(wording.words) == set(events.KINDS)
     for name, kind in events.KINDS.items():
-        assert kind.is_continuous or captions.WORDS[name].units, name
+        assert kind.is_continuous or wording.words[name].units, name
 
 
 def test_kinds_sound_different() -> None:
@@ -248,34 +251,82 @@ def test_attributes_can_be_heard() -> None:
     assert all(low * 1.2 < high for low, high in pairwise(pitch(clip(pitch=level)) for level in levels))
 
 
-@pytest.mark.parametrize("name", events.KIND_NAMES)
+@pytest.mark.parametrize("name", list(events.KINDS))
 def test_every_kind_gives_a_sound_of_the_length_asked_for(name: str) -> None:
     kind = events.KINDS[name]
     for seconds in (1.5, 4.321) if kind.is_continuous else (kind.seconds,):
         waveform = kind.render(np.random.default_rng(0), seconds, 1.7, 0.55)
-        assert waveform.shape == (events.num_samples(seconds),)
+        assert waveform.shape == (sounds.num_samples(seconds),)
         assert np.isfinite(waveform).all() and waveform.std() > 0
 
 
 # Held-out combinations
 
 
-def test_held_out_combinations_are_met_in_test_only() -> None:
-    for split in ("train", "validation", "test"):
+def named_kinds(annotation: dict) -> list[tuple[str, ...]]:
+    return [tuple(event["kind"] for event in annotation[key]["events"]) for key in ("scene", "claim")]
+
+
+def test_held_out_combinations_are_met_in_their_own_split_only() -> None:
+    for split in ("train", "validation", "development", "test"):
+        own = {split} & set(events.HELD_OUT)
         for annotation in annotations(split, 300):
-            heard, claimed = (tuple(e["kind"] for e in annotation[key]["events"]) for key in ("scene", "claim"))
-            if split == "test":
-                assert len(heard) == 1 or events.holds_held_out(heard)
-            else:
-                assert not events.holds_held_out(heard) and not events.holds_held_out(claimed)
+            heard, claimed = named_kinds(annotation)
+            assert events.held_out_keys(heard) == own or len(heard) == 1
+            assert events.held_out_keys(claimed) <= own
     for clip in synthesize.plan_clips(300, {}):
-        assert not events.holds_held_out(synthesize.annotate(clip, 0)[0].kinds)
+        assert not events.held_out_keys(tuple(e["kind"] for e in synthesize.annotate(clip, 0)[1]["scene"]["events"]))
 
 
-def test_every_kind_has_held_out_and_other_partners() -> None:
+@pytest.mark.parametrize("split", list(events.HELD_OUT))
+def test_every_kind_has_partners_of_every_split(split: str) -> None:
     for first in events.KIND_NAMES:
-        held_out = sum(events.is_held_out(first, second) for second in events.KIND_NAMES)
-        assert 3 <= held_out <= len(events.KIND_NAMES) // 3
+        held_out = sum(events.held_out_key(first, second) == split for second in events.KIND_NAMES)
+        assert 3 <= held_out <= len(events.KIND_NAMES) // 4
+
+
+# Another generator
+
+
+def test_unseen_kinds_are_in_every_scene_of_their_splits_and_in_no_other() -> None:
+    for split in ("train", "development", "test", "unseen_sounds", "unseen_words", "unseen_kinds", "unseen"):
+        for annotation in annotations(split, 100):
+            heard, claimed = (set(kinds) & set(events.UNSEEN_KINDS) for kinds in named_kinds(annotation))
+            assert heard if split in ("unseen_kinds", "unseen") else not heard | claimed
+
+
+def test_unseen_words_are_other_words() -> None:
+    told = {
+        split: " ".join(row["caption"].lower() for row in annotations(split, 300)) for split in ("test", "unseen_words")
+    }
+    usual, other = (set(text.replace(".", " ").replace(",", " ").split()) for text in told.values())
+    assert len(other - usual) > 0.7 * len(other)
+
+
+def test_unseen_sounds_are_other_sounds_of_the_same_scenes() -> None:
+    """The other generator's room is larger and its floor louder: gaps between a dog's barks are filled."""
+    scene = events.Scene((events.Event("bark", 3),), "alone")
+
+    def quiet_level(split: str) -> float:
+        rendering = events.split_named(split).rendering
+        clips = [events.render_clip(scene, np.random.default_rng(n), rendering).astype(float) for n in range(3)]
+        frames = [np.square(clip.reshape(-1, 800)).mean(axis=1) for clip in clips]
+        return float(np.mean([10 * np.log10(np.quantile(frame, 0.2) / frame.max()) for frame in frames]))
+
+    assert quiet_level("unseen_sounds") > quiet_level("test") + 10
+
+
+def test_a_world_may_have_one_split_alone(tmp_path: Path) -> None:
+    none = [part for option in ("clips", "rated-train", "rated-validation", "rated-development", "rated-test")
+            for part in (f"--{option}", 0)]  # fmt: skip
+    result = run("-o", tmp_path / "world", *none, "--rated-unseen", 3)
+    assert result.returncode == 0, result.stderr
+    assert not (tmp_path / "world/aac").exists()
+    assert {name: len(rows) for name, rows in load_pairs(tmp_path / "world/xacle").items()} == dict.fromkeys(
+        events.UNSEEN_SPLITS, 3
+    )
+    assert run("-o", tmp_path / "nothing", *none).returncode == 2
+    assert run("-o", tmp_path / "one", *none, "--rated-test", 1).returncode == 2
 
 
 # Captions and the alignment rule
@@ -291,7 +342,7 @@ def test_faithful_claims_are_fully_aligned() -> None:
 def test_every_alteration_lowers_the_truth(name: str) -> None:
     applied = 0
     for scene, rng in scenes(300):
-        altered = captions.ALTERATIONS[name][0](scene, captions.faithful_claim(scene, rng), False, rng)
+        altered = captions.ALTERATIONS[name][0](scene, captions.faithful_claim(scene, rng), events.Split(), rng)
         if altered is not None:
             applied += 1
             assert 0 <= captions.true_alignment(scene, altered) < 9.7, (scene, altered)
@@ -300,7 +351,7 @@ def test_every_alteration_lowers_the_truth(name: str) -> None:
 
 def test_a_second_alteration_lowers_it_further() -> None:
     for scene, rng in scenes(300):
-        claim, names = captions.alter(scene, captions.faithful_claim(scene, rng), False, rng)
+        claim, names = captions.alter(scene, captions.faithful_claim(scene, rng), events.Split(), rng)
         assert 1 <= len(names) <= 2 and len(set(names)) == len(names)
         assert captions.true_alignment(scene, claim) < 10
 

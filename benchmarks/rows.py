@@ -1,0 +1,161 @@
+"""The rows of the ablation: what each is trained on, from where, and how."""
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import tiny
+
+# The first is that of the bundled model. Rows with several are trained from stage 1 on with each; the parts of the
+# model, the teacher and its labels are made once.
+SEEDS = (42, 43, 44)
+
+
+@dataclass(frozen=True)
+class Run:
+    """
+    A training run.
+
+    Args:
+        folder (`str`): Its output, below the work folder.
+        stage (`str`): Of `tiny.STAGES`.
+        start (`str`): Where it starts, below the work folder.
+        settings (`dict`): What differs from the bundled model's.
+    """
+
+    folder: str
+    stage: str
+    start: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def with_seed(self, seed: int) -> "Run":
+        """The same with another seed, in a folder of its own."""
+        if seed == SEEDS[0]:
+            return self
+        settings = {**self.settings, "seed": seed}
+        return Run(seeded(self.folder, seed), self.stage, seeded(self.start, seed), settings)
+
+    def with_rate(self, rate: float) -> "Run":
+        """The same with another learning rate, in a folder of its own."""
+        return replace(self, folder=f"rates/{self.folder}-{rate:g}", settings={**self.settings, "learning_rate": rate})
+
+
+def seeded(folder: str, seed: int) -> str:
+    """The folder of a seed's model; the untrained models serve all seeds."""
+    return folder if seed == SEEDS[0] or folder.endswith("stage0") else f"seed{seed}/{folder}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """
+    A row of the table.
+
+    Args:
+        name (`str`): What it is.
+        runs (`tuple` of `Run`): One after the other; the last is measured.
+        seeds (`tuple` of `int`): It is trained with each.
+        tuned (`bool`): Whether its last learning rate is the best of `RATES` on development data; other rows have that
+            of the tuned row which they vary.
+    """
+
+    name: str
+    runs: tuple[Run, ...]
+    seeds: tuple[int, ...] = SEEDS[:1]
+    tuned: bool = False
+
+    def folders(self) -> list[str]:
+        """The models that are measured, one for each seed."""
+        return [self.runs[-1].with_seed(seed).folder for seed in self.seeds]
+
+
+# The sequence of the published system (caption, sound, [SCORE]), from the same stage 1: captioning has the sound first
+# in either form.
+PUBLISHED_LABELS = "data/clap_published"
+# As in the released code: ListNet at temperature 1 over the 16 pairs of one process, a frozen language model, three
+# random negatives for a caption, and SpecAugment that never runs. Rates and lengths are ours: the released ones are for
+# another size.
+AS_RELEASED = {
+    "train": "projector score_head",
+    "loss": "listnet",
+    "temperature": 1.0,
+    "one_sided": True,
+    "list_scope": "local",
+    "per_device_train_batch_size": 16,
+    "caption_weight": 0.0,
+}
+STAGE2_AS_RELEASED = AS_RELEASED | {
+    "data": PUBLISHED_LABELS,
+    "max_steps": 6400,  # as many pairs as ours sees
+    "eval_steps": 3200,
+    "save_steps": 3200,
+}
+# The paper's masks of 15 of 128 mel bins and 30 frames, at 32 mel bins.
+SPEC_AUGMENT = {"mask_mel_bins": 4, "mask_frames": 30, "augmented_views": 4}
+# Rows without stage 1 learn no captioning in stage 2 either.
+NO_CAPTIONING = {"caption_weight": 0.0}
+
+RELEASED_RATE = 3e-4
+
+RELEASED = "as released"
+PAPER = "as in the paper: with SpecAugment"
+OURS = "ours: stages 1 + 2 + 3"
+STAGE1, STAGE2, STAGE3 = (Run(name, name, start) for name, start in tiny.STARTS.items())
+RELEASED2 = Run("published/stage2", "stage2", "published/stage1", STAGE2_AS_RELEASED)
+
+
+def released3(folder: str, start: str, **settings: Any) -> Run:
+    """Stage 3 as released, but for some settings."""
+    return Run(folder, "stage3", start, AS_RELEASED | {"learning_rate": RELEASED_RATE} | settings)
+
+
+def variant(name: str, **settings: Any) -> tuple[Run, ...]:
+    """Ours, but for some settings of stage 3."""
+    return (STAGE1, STAGE2, Run(f"variants/{name}", "stage3", "stage2", settings))
+
+
+ROWS = (
+    Row(
+        "stage 3 only, as released", (released3("published/only3", "published/stage0", learning_rate=1e-3),), tuned=True
+    ),
+    Row(
+        "stages 2 + 3, as released",
+        (
+            Run("published/from0_stage2", "stage2", "published/stage0", STAGE2_AS_RELEASED),
+            released3("published/from0_stage3", "published/from0_stage2"),
+        ),
+    ),
+    Row(RELEASED, (STAGE1, RELEASED2, released3("published/stage3", "published/stage2")), SEEDS, tuned=True),
+    Row(PAPER, (STAGE1, RELEASED2, released3("published/paper3", "published/stage2", **SPEC_AUGMENT))),
+    Row("ours: stage 3 only", (Run("only3", "stage3", "stage0", {"learning_rate": 1e-3}),), tuned=True),
+    Row(
+        "ours: stages 2 + 3",
+        (Run("from0_stage2", "stage2", "stage0", NO_CAPTIONING), Run("from0_stage3", "stage3", "from0_stage2")),
+    ),
+    Row("ours: stages 1 + 3", (STAGE1, Run("from1_stage3", "stage3", "stage1"))),
+    Row(OURS, (STAGE1, STAGE2, STAGE3), SEEDS, tuned=True),
+    Row(
+        "ours with the caption before the sound",
+        (
+            STAGE1,
+            Run("before/stage2", "stage2", "published/stage1", NO_CAPTIONING),
+            Run("before/stage3", "stage3", "before/stage2"),
+        ),
+    ),
+    Row("ours with ListNet, temperature 1, in stage 3", variant("listnet", loss="listnet", temperature=1.0)),
+    Row("ours with MSE in stage 3", variant("mse", loss="mse")),
+    Row("ours with clipped MSE + contrastive in stage 3", variant("clipped", loss="clipped_contrastive")),
+    Row("ours with SpecAugment in stage 3", variant("spec_augment", **SPEC_AUGMENT)),
+    Row("ours with the score head alone trained in stage 3", variant("head", train="score_head")),
+)
+RATES = (1e-4, 3e-4, 1e-3)
+
+
+def last_rate(row: Row) -> float:
+    """The learning rate of a row's last stage."""
+    last = row.runs[-1]
+    return last.settings.get("learning_rate", tiny.STAGES[last.stage]["learning_rate"])
+
+
+def choices(row: Row) -> dict[float, Run]:
+    """The last run of a tuned row at each learning rate that was tried."""
+    last = row.runs[-1]
+    return {rate: last if rate == last_rate(row) else last.with_rate(rate) for rate in RATES}

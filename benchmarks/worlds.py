@@ -1,0 +1,149 @@
+"""
+How good a model is on a fresh test world: synthetic pairs of a seed that nothing was trained on or chosen by.
+
+    python benchmarks/worlds.py runs/worlds --seed 0x1f2e3d4c
+
+draws the world (3,000 rated pairs of the split `test`, and 1,000 of each of the splits by another generator), scores it
+with the bundled model or --model, and says which share of the listeners' ceiling the scores reach: their SRCC with the
+mean ratings, over that of the true alignment. Intervals are bootstrap intervals over pairs (95 %).
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tiny
+import torch
+import typer
+from datasets import Dataset
+from scipy.stats import rankdata
+from transformers import AutoModel, AutoProcessor
+
+from modeling_xacle import DEFAULT_MODEL
+from modeling_xacle.batches import PairCollator
+from modeling_xacle.cards import markdown_table
+from modeling_xacle.data import load_pairs
+from modeling_xacle.feature_cache import AudioFeatureCache
+from modeling_xacle.metrics import alignment_metrics, resample_indices
+
+SPLITS = ("test", "unseen_sounds", "unseen_words", "unseen_kinds", "unseen")
+SIZES = {"clips": 0, "rated-train": 0, "rated-validation": 0, "rated-development": 0}
+TEST_PAIRS, UNSEEN_PAIRS = 3000, 1000
+BATCH_SIZE = 64
+RESAMPLES = 2000
+
+
+def read_seed(text: str) -> int:
+    """A seed in decimal, or in hexadecimal with 0x."""
+    try:
+        return int(text, 0)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r}: give a number, such as 17 or 0x11") from error
+
+
+def draw(work: Path, seed: int) -> Path:
+    """The folder of the rated pairs of a seed's world, below the work folder; made unless it is there."""
+    folder = work / "worlds" / f"{seed:08x}"
+    sizes = {**SIZES, "rated-test": TEST_PAIRS, "rated-unseen": UNSEEN_PAIRS}
+    work.mkdir(parents=True, exist_ok=True)
+    tiny.run(tiny.script_command("synthesize.py", "-o", folder, "--seed", seed, *tiny.flags(sizes)), work)
+    return folder / "xacle"
+
+
+def true_alignments(pairs: Path, ids: list[str]) -> np.ndarray:
+    """The rule's alignments `(num_pairs,)`, which listeners hear through their bias and noise."""
+    lines = (pairs / "annotations.jsonl").read_text(encoding="utf-8").splitlines()
+    alignments = {entry["id"]: entry["alignment"] for entry in map(json.loads, lines)}
+    return np.array([alignments[id] for id in ids])
+
+
+def model_scores(folder: Path, rows: Dataset, cache_dir: Path) -> np.ndarray:
+    """Scores `(num_pairs,)` of a trained model, on 0-10."""
+    processor = AutoProcessor.from_pretrained(folder)
+    model = AutoModel.from_pretrained(folder).eval()
+    cache = AudioFeatureCache(cache_dir, model, processor)
+    cache.fill([rows], model)
+    collate = PairCollator(processor, cache=cache)
+    scores = []
+    for start in range(0, len(rows), BATCH_SIZE):
+        batch = collate(rows.select(range(start, min(start + BATCH_SIZE, len(rows)))).to_list())
+        batch.pop("labels")
+        with torch.no_grad():
+            scores.append(model(**batch).scores)
+    return torch.cat(scores).double().numpy()
+
+
+def standard_ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks of the last axis as unit vectors of mean zero, so that products are rank correlations: (..., N)."""
+    ranks = rankdata(values, axis=-1)
+    ranks -= ranks.mean(axis=-1, keepdims=True)
+    return ranks / np.linalg.norm(ranks, axis=-1, keepdims=True)
+
+
+def resampled_srcc(scores: np.ndarray, references: np.ndarray, seed: int = 0) -> np.ndarray:
+    """SRCC `(RESAMPLES, num_systems)` of scores `(num_systems, num_pairs)` on samples of the pairs, alike for all."""
+
+    def samples() -> Iterator[np.ndarray]:
+        for indices in resample_indices(len(references), RESAMPLES, seed):  # (resamples, N) at a time
+            for sample in indices:
+                yield standard_ranks(scores[:, sample]) @ standard_ranks(references[sample])
+
+    return np.stack(list(samples()))
+
+
+def interval(samples: np.ndarray) -> list[float]:
+    """The middle 95 % of samples `(num_samples,)`."""
+    return np.quantile(samples, (0.025, 0.975)).tolist()
+
+
+def measure(scores: np.ndarray, truth: np.ndarray, references: np.ndarray) -> dict[str, Any]:
+    """The metrics of scores, and their share of the ceiling with its interval; all of shape `(num_pairs,)`."""
+    found, ceiling = alignment_metrics(scores, references), alignment_metrics(truth, references)["SRCC"]
+    samples = resampled_srcc(np.stack([scores, truth]), references)
+    return {
+        **found,
+        "SRCC interval": interval(samples[:, 0]),
+        "ceiling": ceiling,
+        "of the ceiling": found["SRCC"] / ceiling,
+        "of the ceiling, interval": interval(samples[:, 0] / samples[:, 1]),
+    }
+
+
+def with_interval(value: float, ends: list[float]) -> str:
+    """A figure for people: "0.773 [0.754, 0.790]"."""
+    return f"{value:.3f} [{ends[0]:.3f}, {ends[1]:.3f}]"
+
+
+def main(
+    work: Annotated[Path, typer.Argument(help="Folder for everything that is made.")],
+    seed: Annotated[str, typer.Option(help="Of the world: any number, in hexadecimal with 0x.")],
+    model: Annotated[str, typer.Option(help="Folder or Hub id of the model.")] = DEFAULT_MODEL,
+) -> None:
+    """Draw a test world and measure a model on it."""
+    pairs, work = draw(work.absolute(), read_seed(seed)), work.absolute()
+    table = []
+    for split in SPLITS:
+        rows = load_pairs(pairs, split)
+        truth, references = true_alignments(pairs, rows["id"][:]), np.array(rows["score"][:])
+        figures = measure(model_scores(Path(model), rows, work / "cache"), truth, references)
+        table.append(
+            {
+                "split": split,
+                "pairs": figures["N"],
+                "of the ceiling [95 %]": with_interval(figures["of the ceiling"], figures["of the ceiling, interval"]),
+                "SRCC [95 %]": with_interval(figures["SRCC"], figures["SRCC interval"]),
+                "ceiling": f"{figures['ceiling']:.3f}",
+                "MSE": f"{figures['MSE']:.2f}",
+            }
+        )
+    typer.echo(markdown_table(table))
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(main)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
