@@ -169,6 +169,15 @@ def table_row(row: dict[str, Any]) -> dict[str, str]:
     }
 
 
+SUMMARY_COLUMNS = ("system", "seeds", "of the ceiling [95 %]", "over the released recipe [95 %]", "MSE")
+
+
+def summary(results: dict[str, Any]) -> str:
+    """The table that README.md and docs/evidence.md show."""
+    lines = map(table_row, results["systems"])
+    return markdown_table([{column: line[column] for column in SUMMARY_COLUMNS} for line in lines])
+
+
 def settings_row(row: Row) -> dict[str, str]:
     """How a row was made: each run's start and what differs from the bundled model's settings."""
     runs = []

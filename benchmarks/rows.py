@@ -140,6 +140,14 @@ ROWS = (
             Run("before/stage3", "stage3", "before/stage2"),
         ),
     ),
+    Row(
+        "ours with random negatives alone in stage 2",
+        (
+            STAGE1,
+            Run("random/stage2", "stage2", "stage1", {"data": PUBLISHED_LABELS}),
+            Run("random/stage3", "stage3", "random/stage2"),
+        ),
+    ),
     Row("ours with ListNet, temperature 1, in stage 3", variant("listnet", loss="listnet", temperature=1.0)),
     Row("ours with MSE in stage 3", variant("mse", loss="mse")),
     Row("ours with clipped MSE + contrastive in stage 3", variant("clipped", loss="clipped_contrastive")),

@@ -3,19 +3,16 @@ Make the bundled model from nothing: a synthetic corpus, a CLAP teacher and its 
 language model, and the three stages, by the very scripts that real data goes through.
 
     python benchmarks/tiny.py runs/tiny
-    python benchmarks/tiny.py runs/tiny --install
 
-takes about an hour on four CPU cores (the sum of the steps, by their rates), and ends in runs/tiny/stage3.
-Each step prints its command; a step that is done is not done again, and one that was interrupted goes on where it can.
-How each was made is recorded in runs/tiny/steps: what was made otherwise is refused.
-`--install` puts the result into the package.
+ends in runs/tiny/stage3; benchmarks/install.py puts that into the package. Each step prints its command and its time; a
+step that is done is not done again, and one that was interrupted goes on where it can. How each was made is recorded in
+runs/tiny/steps: what was made otherwise is refused.
 """
 
 import contextlib
 import json
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -28,9 +25,7 @@ import torch
 import typer
 from steps import Step, do_steps, settings_of
 
-from modeling_xacle import DEFAULT_MODEL
 from modeling_xacle.building import init_model
-from modeling_xacle.diagnostics import write_expected
 
 ROOT = Path(__file__).parents[1]
 # Captioned clips, and as many rated pairs as the challenge has; development takes the place of its test split.
@@ -86,31 +81,6 @@ ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(2**33),
     "MALLOC_TOP_PAD_": str(2**28),
     "OPENBLAS_NUM_THREADS": "1",
-}
-INSTALLED = (
-    "config.json",
-    "model.safetensors",
-    "processor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "training_curves.png",
-)
-WARNING = """
-> The model that `pipeline("audio-text-alignment")` loads when none is named. **Everything it learned is synthetic**:
-> sounds, captions and listeners come from a program (`dataset_scripts/synthesize.py`). It is for trying the package out
-> and for its tests, not for judging real generators: what it says of a real recording means nothing. Made by
-> `python benchmarks/tiny.py`.
-"""
-# What the run's own card cannot know.
-REWORDED = {
-    "---\nlanguage:": "---\nlicense: mit\nlanguage:",
-    "- name: stage3\n": "- name: xacle-tiny\n",
-    "# stage3\n": f"# xacle-tiny\n{WARNING}",
-    "from transformers import pipeline\n": "import modeling_xacle\nfrom transformers import pipeline\n",
-    'pipeline("audio-text-alignment", model="stage3", trust_remote_code=True)': 'pipeline("audio-text-alignment")',
-    "`trust_remote_code` runs the code in this folder; where `modeling_xacle` is installed and imported, "
-    "leave it out.": "The folder carries no code: it uses the package's.",
-    "| unknown |": "| MIT: made by this project's scripts |",
 }
 
 
@@ -199,26 +169,11 @@ def build(work: Path) -> Path:
     return work / "stage3"
 
 
-def install(model: Path, folder: Path) -> None:
-    """Put a trained model into the package, without the code, which the package has, and with what it must score."""
-    for name in INSTALLED:
-        shutil.copy(model / name, folder / name)
-    card = (model / "README.md").read_text(encoding="utf-8")
-    for old, new in REWORDED.items():
-        card = card.replace(old, new)
-    (folder / "README.md").write_text(card, encoding="utf-8")
-    write_expected(folder)
-
-
 def main(
     work: Annotated[Path, typer.Argument(help="Folder for everything that is made.")] = Path("runs/tiny"),
-    into_package: Annotated[bool, typer.Option("--install", help="Make the result the bundled model.")] = False,
 ) -> None:
     """Make the bundled model from nothing."""
-    model = build(work.absolute())
-    if into_package:
-        install(model, Path(DEFAULT_MODEL))
-    typer.echo(model)
+    typer.echo(build(work.absolute()))
 
 
 if __name__ == "__main__":

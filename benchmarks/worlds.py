@@ -60,7 +60,7 @@ def true_alignments(pairs: Path, ids: list[str]) -> np.ndarray:
     return np.array([alignments[id] for id in ids])
 
 
-def model_scores(folder: Path, rows: Dataset, cache_dir: Path) -> np.ndarray:
+def model_scores(folder: str | Path, rows: Dataset, cache_dir: Path) -> np.ndarray:
     """Scores `(num_pairs,)` of a trained model, on 0-10."""
     processor = AutoProcessor.from_pretrained(folder)
     model = AutoModel.from_pretrained(folder).eval()
@@ -117,29 +117,34 @@ def with_interval(value: float, ends: list[float]) -> str:
     return f"{value:.3f} [{ends[0]:.3f}, {ends[1]:.3f}]"
 
 
-def main(
-    work: Annotated[Path, typer.Argument(help="Folder for everything that is made.")],
-    seed: Annotated[str, typer.Option(help="Of the world: any number, in hexadecimal with 0x.")],
-    model: Annotated[str, typer.Option(help="Folder or Hub id of the model.")] = DEFAULT_MODEL,
-) -> None:
-    """Draw a test world and measure a model on it."""
-    pairs, work = draw(work.absolute(), read_seed(seed)), work.absolute()
+def measure_splits(model: str | Path, world: Path, cache_dir: Path) -> list[dict[str, str]]:
+    """What a model reaches on each split of a world, as a table for people."""
     table = []
     for split in SPLITS:
-        rows = load_pairs(pairs, split)
-        truth, references = true_alignments(pairs, rows["id"][:]), np.array(rows["score"][:])
-        figures = measure(model_scores(Path(model), rows, work / "cache"), truth, references)
+        rows = load_pairs(world, split)
+        truth, references = true_alignments(world, rows["id"][:]), np.array(rows["score"][:])
+        figures = measure(model_scores(model, rows, cache_dir), truth, references)
         table.append(
             {
                 "split": split,
-                "pairs": figures["N"],
+                "pairs": str(figures["N"]),
                 "of the ceiling [95 %]": with_interval(figures["of the ceiling"], figures["of the ceiling, interval"]),
                 "SRCC [95 %]": with_interval(figures["SRCC"], figures["SRCC interval"]),
                 "ceiling": f"{figures['ceiling']:.3f}",
                 "MSE": f"{figures['MSE']:.2f}",
             }
         )
-    typer.echo(markdown_table(table))
+    return table
+
+
+def main(
+    work: Annotated[Path, typer.Argument(help="Folder for everything that is made.")],
+    seed: Annotated[str, typer.Option(help="Of the world: any number, in hexadecimal with 0x.")],
+    model: Annotated[str, typer.Option(help="Folder or Hub id of the model.")] = DEFAULT_MODEL,
+) -> None:
+    """Draw a test world and measure a model on it."""
+    work = work.absolute()
+    typer.echo(markdown_table(measure_splits(model, draw(work, read_seed(seed)), work / "cache")))
 
 
 if __name__ == "__main__":

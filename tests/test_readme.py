@@ -94,7 +94,6 @@ def make_corpora(folder):
 # What makes a command of the README small enough for a test.
 SMALLER = {
     "synthesize.py": "--clips 120 --rated-train 2 --rated-validation 2 --rated-test 2 --workers 1",
-    "mix_clips.py": "--mixes 20",
     "train_teacher.py": "--epochs 1",
 }
 

@@ -382,24 +382,25 @@ def test_alignment_rule_by_hand() -> None:
         assert captions.true_alignment(scene, claim) == pytest.approx(alignment)
 
 
-def test_captions_say_what_is_claimed() -> None:
+@pytest.mark.parametrize("wording", [words.WORDING, words.OTHER_WORDING])
+def test_captions_say_what_is_claimed(wording: words.Wording) -> None:
     seen = set()
     for scene, rng in scenes(200):
         claim = captions.faithful_claim(scene, rng)
-        text = captions.describe(claim, rng)
+        text = captions.describe(claim, rng, wording)
         seen.add(text)
         assert text == " ".join(text.split()) and text[0].isupper() and not set("{}[]") & set(text)
         stems = [
-            [part.lower() for actor in captions.WORDS[event.kind].actors for part in (actor[1], actor[2])]
-            + [name.lower() for name in captions.WORDS[event.kind].masses]
-            + [name.lower() for unit in captions.WORDS[event.kind].units for name in unit]
+            [part.lower() for actor in wording.words[event.kind].actors for part in (actor[1], actor[2])]
+            + [name.lower() for name in wording.words[event.kind].masses]
+            + [name.lower() for unit in wording.words[event.kind].units for name in unit]
             for event in claim.events
         ]
         assert all(any(stem in text.lower() for stem in options) for options in stems), text
         for event in claim.events:
             stated = {(name, getattr(event, name)) for name in events.ATTRIBUTES if getattr(event, name)}
             for key in stated:
-                assert any(word in text.lower() for word in captions.ADVERBS[key] + captions.ADJECTIVES[key]), text
+                assert any(word in text.lower() for word in wording.adverbs[key] + wording.adjectives[key]), text
     assert len(seen) == 200
 
 

@@ -1,0 +1,88 @@
+"""
+Put the trained model into the package, with what it reaches on a test world on its card.
+
+    python benchmarks/install.py runs/tiny --test-seed 0x1f2e3d4c
+
+takes runs/tiny/stage3, which benchmarks/tiny.py makes, without the code, which the package has.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import worlds
+
+from modeling_xacle import DEFAULT_MODEL
+from modeling_xacle.cards import markdown_table
+from modeling_xacle.diagnostics import write_expected
+
+INSTALLED = (
+    "config.json",
+    "model.safetensors",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "training_curves.png",
+)
+WARNING = """
+> The model that `pipeline("audio-text-alignment")` loads when none is named. **Everything it learned is synthetic**:
+> sounds, captions and listeners come from a program (`dataset_scripts/synthesize.py`). It is for trying the package out
+> and for its tests, not for judging real generators: what it says of a real recording means nothing. Made by
+> `python benchmarks/tiny.py`.
+"""
+TEST = """## Test
+
+On the synthetic world of seed {seed:#010x}, drawn after the recipe was frozen (docs/evidence.md), and on what another
+generator makes of it: other sounds, other words, unseen kinds of sound, and all three. "Of the ceiling" is the SRCC
+with the mean of four simulated listeners, over that of the true alignment.
+
+{table}
+
+## Intended use"""
+# What the run's own card cannot know.
+REWORDED = {
+    "---\nlanguage:": "---\nlicense: mit\nlanguage:",
+    "- name: stage3\n": "- name: xacle-tiny\n",
+    "# stage3\n": f"# xacle-tiny\n{WARNING}",
+    "from transformers import pipeline\n": "import modeling_xacle\nfrom transformers import pipeline\n",
+    'pipeline("audio-text-alignment", model="stage3", trust_remote_code=True)': 'pipeline("audio-text-alignment")',
+    "`trust_remote_code` runs the code in this folder; where `modeling_xacle` is installed and imported, "
+    "leave it out.": "The folder carries no code: it uses the package's.",
+    "| unknown |": "| MIT: made by this project's scripts |",
+}
+
+
+def make_card(text: str, seed: int, table: str) -> str:
+    """The card of a run, with what that run cannot know."""
+    for old, new in {**REWORDED, "## Intended use": TEST.format(seed=seed, table=table)}.items():
+        text = text.replace(old, new)
+    return text
+
+
+def install(model: Path, folder: Path, seed: int, table: str) -> None:
+    """Put a trained model into a folder, and what it must score beside it."""
+    for name in INSTALLED:
+        shutil.copy(model / name, folder / name)
+    card = make_card((model / "README.md").read_text(encoding="utf-8"), seed, table)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    write_expected(folder)
+
+
+def main(
+    test_seed: Annotated[str, typer.Option(help="Of the test world; 0x for hexadecimal.")],
+    work: Annotated[Path, typer.Argument(help="Folder of benchmarks/tiny.py.")] = Path("runs/tiny"),
+) -> None:
+    """Make the result of benchmarks/tiny.py the bundled model."""
+    work, seed = work.absolute(), worlds.read_seed(test_seed)
+    table = worlds.measure_splits(work / "stage3", worlds.draw(work, seed), work / "cache")
+    install(work / "stage3", Path(DEFAULT_MODEL), seed, markdown_table(table))
+    typer.echo(DEFAULT_MODEL)
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(main)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
