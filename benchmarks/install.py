@@ -55,8 +55,15 @@ REWORDED = {
 
 
 def make_card(text: str, seed: int, table: str) -> str:
-    """The card of a run, with what that run cannot know."""
+    """
+    The card of a run, with what that run cannot know.
+
+    Raises:
+        ValueError: The card is not worded as it should be.
+    """
     for old, new in {**REWORDED, "## Intended use": TEST.format(seed=seed, table=table)}.items():
+        if old not in text:
+            raise ValueError(f"The card of the trained model has no {old!r}: it is worded otherwise than expected.")
         text = text.replace(old, new)
     return text
 

@@ -4,6 +4,7 @@ other inputs or by another version of the package, is not taken for done. Change
 """
 
 import json
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,11 @@ def make_records(steps: Iterable[Step]) -> dict[str, dict[str, Any]]:
     return records
 
 
+def record_file(work: Path, folder: str) -> Path:
+    """Where the record of a step's folder is."""
+    return work / RECORDS / f"{folder.replace('/', '.')}.json"
+
+
 def describe_difference(file: Path, record: dict[str, Any]) -> str:
     """How what is recorded in a file differs from what would be recorded now; empty if it does not."""
     if not file.is_file():
@@ -89,7 +95,8 @@ def do_steps(work: Path, steps: Iterable[Step]) -> None:
     Do what is not done yet, in order.
 
     Args:
-        work (`Path`): Folder of all results; how each was made is recorded in its folder `steps`.
+        work (`Path`): Folder of all results; how each was made, and how long it took (of an interrupted step, the last
+            part), is recorded in its folder `steps`.
         steps (iterable of `Step`): All of them.
 
     Raises:
@@ -97,7 +104,7 @@ def do_steps(work: Path, steps: Iterable[Step]) -> None:
     """
     steps = list(steps)
     records = make_records(steps)
-    files = {step.folder: work / RECORDS / f"{step.folder.replace('/', '.')}.json" for step in steps}
+    files = {step.folder: record_file(work, step.folder) for step in steps}
     done = [step for step in steps if (work / step.result).exists()]
     reasons = {step.folder: describe_difference(files[step.folder], records[step.folder]) for step in done}
     otherwise = [f"{work / folder} ({reason})" for folder, reason in reasons.items() if reason]
@@ -109,4 +116,6 @@ def do_steps(work: Path, steps: Iterable[Step]) -> None:
     for step in steps:
         if step not in done:
             write_json(files[step.folder], records[step.folder])  # a result that is there was made as recorded
+            start = time.perf_counter()
             step.make()
+            write_json(files[step.folder], {**records[step.folder], "seconds": time.perf_counter() - start})

@@ -23,7 +23,7 @@ from typing import Annotated
 
 import torch
 import typer
-from steps import Step, do_steps, settings_of
+from steps import Step, do_steps, record_file, settings_of
 
 from modeling_xacle.building import init_model
 
@@ -139,10 +139,8 @@ def run(command: list[str], work: Path) -> None:
     """Run a command of this project's in the work folder, telling what it is; its output goes to stderr."""
     typer.echo(f"+ {shlex.join(command)}", err=True)
     environment = {**os.environ, **ENVIRONMENT}
-    start = time.perf_counter()
     if subprocess.run(command, env=environment, cwd=work, stdout=sys.stderr, check=False).returncode:
         raise typer.Exit(1)
-    typer.echo(f"done in {(time.perf_counter() - start) / 60:.1f} min", err=True)
 
 
 def make_start(work: Path) -> None:
@@ -163,17 +161,20 @@ def plan(work: Path) -> list[Step]:
     return [*commands[: -len(STARTS)], start, *commands[-len(STARTS) :]]
 
 
-def build(work: Path) -> Path:
-    """Do what is not done yet; the folder of the trained model."""
-    do_steps(work, plan(work))
-    return work / "stage3"
+def minutes(work: Path, steps: list[Step]) -> float:
+    """How long steps took, by their records."""
+    records = [json.loads(record_file(work, step.folder).read_text()) for step in steps]
+    return sum(record.get("seconds", 0.0) for record in records) / 60
 
 
 def main(
     work: Annotated[Path, typer.Argument(help="Folder for everything that is made.")] = Path("runs/tiny"),
 ) -> None:
     """Make the bundled model from nothing."""
-    typer.echo(build(work.absolute()))
+    work = work.absolute()
+    steps = plan(work)
+    do_steps(work, steps)
+    typer.echo(f"made in {minutes(work, steps):.0f} minutes, the sum of its steps\n{work / 'stage3'}")
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def make_corpora(folder):
 
 # What makes a command of the README small enough for a test.
 SMALLER = {
-    "synthesize.py": "--clips 120 --rated-train 2 --rated-validation 2 --rated-test 2 --workers 1",
+    "synthesize.py": "--clips 120 --rated-train 2 --rated-validation 2 --rated-development 2 --rated-test 2 --workers 1",
     "train_teacher.py": "--epochs 1",
 }
 
