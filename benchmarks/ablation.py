@@ -81,10 +81,7 @@ def plan(work: Path, with_choices: bool = False) -> list[Step]:
             for run in row.runs:
                 seeded = run.with_seed(seed)
                 steps.setdefault(seeded.folder, run_step(seeded, work))
-                if run.folder == "stage1":
-                    form = published_form(seeded.folder, work)
-                    steps.setdefault(form.folder, form)
-        if with_choices and row.tuned:
+        if with_choices:
             for run in rows.choices(row).values():
                 steps.setdefault(run.folder, run_step(run, work))
     return list(steps.values())
@@ -268,7 +265,7 @@ def write_choices(output: Path, work: Path) -> None:
     pairs = load_pairs(work / tiny.DATA[3], "development")
     references = np.array(pairs["score"][:])
     found = {}
-    for row in filter(lambda row: row.tuned, ROWS):
+    for row in filter(lambda row: row.rates, ROWS):
         models = {rate: work / run.folder for rate, run in rows.choices(row).items()}
         scores = {rate: model_scores(folder, pairs, work / "cache") for rate, folder in models.items()}
         found[row.name] = {f"{rate:g}": alignment_metrics(one, references)["SRCC"] for rate, one in scores.items()}

@@ -63,7 +63,7 @@ STAGES: dict[str, dict[str, object]] = {
         "temperature": 0.5,
         "learning_rate": 3e-4,
         "per_device_train_batch_size": 32,
-        "num_train_epochs": 8,
+        "num_train_epochs": 5,
         "mask_mel_bins": 0,
         "mask_frames": 0,
         "augmented_views": 0,
