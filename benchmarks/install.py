@@ -15,7 +15,6 @@ import typer
 import worlds
 
 from modeling_xacle import DEFAULT_MODEL
-from modeling_xacle.cards import markdown_table
 from modeling_xacle.diagnostics import write_expected
 
 INSTALLED = (
@@ -83,8 +82,8 @@ def main(
 ) -> None:
     """Make the result of benchmarks/tiny.py the bundled model."""
     work, seed = work.absolute(), worlds.read_seed(test_seed)
-    table = worlds.measure_splits(work / "stage3", worlds.draw(work, seed), work / "cache")
-    install(work / "stage3", Path(DEFAULT_MODEL), seed, markdown_table(table))
+    rows = worlds.score_world(work / "stage3", worlds.draw(work, seed), work / "cache")
+    install(work / "stage3", Path(DEFAULT_MODEL), seed, worlds.world_table(rows))
     typer.echo(DEFAULT_MODEL)
 
 

@@ -28,6 +28,7 @@ from modeling_xacle.cards import markdown_table
 from modeling_xacle.data import load_pairs
 from modeling_xacle.feature_cache import AudioFeatureCache
 from modeling_xacle.metrics import alignment_metrics, resample_indices
+from modeling_xacle.tables import write_table
 
 SPLITS = ("test", "unseen_sounds", "unseen_words", "unseen_kinds", "unseen")
 SIZES = {"clips": 0, "rated-train": 0, "rated-validation": 0, "rated-development": 0}
@@ -117,13 +118,29 @@ def with_interval(value: float, ends: list[float]) -> str:
     return f"{value:.3f} [{ends[0]:.3f}, {ends[1]:.3f}]"
 
 
-def measure_splits(model: str | Path, world: Path, cache_dir: Path) -> list[dict[str, str]]:
-    """What a model reaches on each split of a world, as a table for people."""
+def score_world(model: str | Path, world: Path, cache_dir: Path) -> list[dict[str, Any]]:
+    """A row for each pair of a world: its split, key, mean rating, true alignment, and the score that a model gives."""
+    found = []
+    for split in SPLITS:
+        pairs = load_pairs(world, split)
+        ids, ratings = pairs["id"][:], pairs["score"][:]
+        columns = zip(ids, ratings, true_alignments(world, ids), model_scores(model, pairs, cache_dir), strict=True)
+        found += [
+            {"split": split, "id": id, "average_score": rating, "alignment": alignment, "score": round(score, 4)}
+            for id, rating, alignment, score in columns
+        ]
+    return found
+
+
+def world_table(rows: list[dict[str, Any]]) -> str:
+    """What the scores of [`score_world`] reach on each split, as a table for people."""
     table = []
     for split in SPLITS:
-        rows = load_pairs(world, split)
-        truth, references = true_alignments(world, rows["id"][:]), np.array(rows["score"][:])
-        figures = measure(model_scores(model, rows, cache_dir), truth, references)
+        own = [row for row in rows if row["split"] == split]
+        scores, truth, references = (
+            np.array([float(row[name]) for row in own]) for name in ("score", "alignment", "average_score")
+        )
+        figures = measure(scores, truth, references)
         table.append(
             {
                 "split": split,
@@ -134,17 +151,23 @@ def measure_splits(model: str | Path, world: Path, cache_dir: Path) -> list[dict
                 "MSE": f"{figures['MSE']:.2f}",
             }
         )
-    return table
+    return markdown_table(table)
 
 
 def main(
     work: Annotated[Path, typer.Argument(help="Folder for everything that is made.")],
     seed: Annotated[str, typer.Option(help="Of the world: any number, in hexadecimal with 0x.")],
     model: Annotated[str, typer.Option(help="Folder or Hub id of the model.")] = DEFAULT_MODEL,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Also write every pair's score to this table (CSV, ...).")
+    ] = None,
 ) -> None:
     """Draw a test world and measure a model on it."""
     work = work.absolute()
-    typer.echo(markdown_table(measure_splits(model, draw(work, read_seed(seed)), work / "cache")))
+    rows = score_world(model, draw(work, read_seed(seed)), work / "cache")
+    if output is not None:
+        write_table(output, rows)
+    typer.echo(world_table(rows))
 
 
 if __name__ == "__main__":

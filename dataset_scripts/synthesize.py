@@ -131,14 +131,18 @@ def several_captions(scene: events.Scene, rng: np.random.Generator) -> list[str]
     return found
 
 
+def render(clip: Clip, scene: events.Scene, seed: int) -> np.ndarray:
+    """The samples of a clip, int16 of shape `(samples,)`."""
+    return events.render_clip(scene, clip.rng(seed, "sound"), events.split_named(clip.split).rendering)
+
+
 def make_clip(clip: Clip, seed: int, folder: Path) -> dict[str, Any]:
     """Write the sound of a clip below a folder, unless a killed run left it there, and give its annotation."""
     scene, annotation = annotate(clip, seed)
     path = folder / clip.path
     if not path.exists():
-        samples = events.render_clip(scene, clip.rng(seed, "sound"), events.split_named(clip.split).rendering)
         unfinished = path.with_suffix(".unfinished")
-        soundfile.write(unfinished, samples, events.SAMPLING_RATE, format="FLAC", subtype="PCM_16")
+        soundfile.write(unfinished, render(clip, scene, seed), events.SAMPLING_RATE, format="FLAC", subtype="PCM_16")
         unfinished.replace(path)
     return annotation
 
@@ -213,9 +217,9 @@ def aac_card(seed: int, splits: dict[str, list[dict[str, Any]]]) -> str:
 
 {WARNING}
 
-Made by `dataset_scripts/synthesize.py --seed {seed}`. Ten-second scenes of one to three of {len(events.KIND_NAMES)} kinds of
-sound event, alone, together or in sequence, once or up to {events.LARGEST_COUNT} times, soft or loud, low or high, slow
-or fast, with {CAPTIONS_PER_CLIP} true captions each; every caption is a row.
+Made by `dataset_scripts/synthesize.py --seed {seed}`. Ten-second scenes of one to three of {len(events.KIND_NAMES)}
+kinds of sound event, alone, together or in sequence, once or up to {events.LARGEST_COUNT} times, soft or loud, low or
+high, slow or fast, with {CAPTIONS_PER_CLIP} true captions each; every caption is a row.
 
 {markdown_table(sizes)}
 
