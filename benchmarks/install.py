@@ -1,9 +1,10 @@
 """
 Put the trained model into the package, with what it reaches on a test world on its card.
 
-    python benchmarks/install.py runs/tiny --test-seed 0x1f2e3d4c
+    python benchmarks/install.py runs/tiny --test-seed 1f2e3d4c
 
-takes runs/tiny/stage3, which benchmarks/tiny.py makes, without the code, which the package has.
+takes runs/tiny/stage3, which benchmarks/tiny.py makes, without the code, which the package has; every pair's score goes
+to benchmarks/results/worlds/.
 """
 
 import shutil
@@ -14,9 +15,10 @@ from typing import Annotated
 import typer
 import worlds
 
-from modeling_xacle import DEFAULT_MODEL
-from modeling_xacle.diagnostics import write_expected
+from modeling_xacle.diagnostics import BUNDLED_MODEL, write_expected
+from modeling_xacle.tables import write_table
 
+SCORES = Path(__file__).parent / "results/worlds"
 INSTALLED = (
     "config.json",
     "model.safetensors",
@@ -69,22 +71,23 @@ def make_card(text: str, seed: int, table: str) -> str:
 
 def install(model: Path, folder: Path, seed: int, table: str) -> None:
     """Put a trained model into a folder, and what it must score beside it."""
+    card = make_card((model / "README.md").read_text(encoding="utf-8"), seed, table)
     for name in INSTALLED:
         shutil.copy(model / name, folder / name)
-    card = make_card((model / "README.md").read_text(encoding="utf-8"), seed, table)
     (folder / "README.md").write_text(card, encoding="utf-8")
     write_expected(folder)
 
 
 def main(
-    test_seed: Annotated[str, typer.Option(help="Of the test world; 0x for hexadecimal.")],
+    test_seed: Annotated[str, typer.Option(help="Of the test world, in hexadecimal digits.")],
     work: Annotated[Path, typer.Argument(help="Folder of benchmarks/tiny.py.")] = Path("runs/tiny"),
 ) -> None:
     """Make the result of benchmarks/tiny.py the bundled model."""
     work, seed = work.absolute(), worlds.read_seed(test_seed)
     rows = worlds.score_world(work / "stage3", worlds.draw(work, seed), work / "cache")
-    install(work / "stage3", Path(DEFAULT_MODEL), seed, worlds.world_table(rows))
-    typer.echo(DEFAULT_MODEL)
+    install(work / "stage3", Path(BUNDLED_MODEL), seed, worlds.world_table(rows))
+    write_table(SCORES / f"{seed:08x}.csv", rows)
+    typer.echo(BUNDLED_MODEL)
 
 
 if __name__ == "__main__":

@@ -126,7 +126,7 @@ def steps() -> Iterator[tuple[str, list[str]]]:
     """Each step's result in the work folder, and its command, in order."""
     common = ["--num-workers", os.cpu_count() or 1, *(["--bf16"] if is_faster_in_bf16() else [])]
     teacher = ["-o", "teacher", "--epochs", 2, "--batch-size", 64]
-    parts = ["-o", "parts", "--beats-epochs", 5, "--beats-batch-size", 32, "--beats-mixed", 0.5, "--llm-epochs", 1]
+    parts = ["-o", "parts", "--beats-epochs", 5, "--beats-batch-size", 32, "--llm-epochs", 1]
     yield CORPUS, script_command("synthesize.py", "-o", CORPUS, *flags(WORLD))
     yield "teacher", script_command("train_teacher.py", DATA[1], *teacher, *common)
     yield DATA[2], label_command(DATA[2], "--negatives", 2, "--hard", 1, "--hard-pool", 1000)

@@ -1,7 +1,7 @@
 """
 How good a model is on a fresh test world: synthetic pairs of a seed that nothing was trained on or chosen by.
 
-    python benchmarks/worlds.py runs/worlds --seed 0x1f2e3d4c
+    python benchmarks/worlds.py runs/worlds --seed 1f2e3d4c
 
 draws the world (3,000 rated pairs of the split `test`, and 1,000 of each of the splits by another generator), scores it
 with the bundled model or --model, and says which share of the listeners' ceiling the scores reach: their SRCC with the
@@ -28,9 +28,9 @@ from modeling_xacle.cards import markdown_table
 from modeling_xacle.data import load_pairs
 from modeling_xacle.feature_cache import AudioFeatureCache
 from modeling_xacle.metrics import alignment_metrics, resample_indices
-from modeling_xacle.tables import write_table
+from modeling_xacle.tables import check_table_suffix, write_table
 
-SPLITS = ("test", "unseen_sounds", "unseen_words", "unseen_kinds", "unseen")
+SPLITS = ("test", "unseen_sounds", "unseen_words", "unseen_kinds", "unseen")  # of dataset_scripts/synthesis_events.py
 SIZES = {"clips": 0, "rated-train": 0, "rated-validation": 0, "rated-development": 0}
 TEST_PAIRS, UNSEEN_PAIRS = 3000, 1000
 BATCH_SIZE = 64
@@ -38,11 +38,11 @@ RESAMPLES = 2000
 
 
 def read_seed(text: str) -> int:
-    """A seed in decimal, or in hexadecimal with 0x."""
+    """A seed in hexadecimal digits, as a commit's hash has them."""
     try:
-        return int(text, 0)
+        return int(text, 16)
     except ValueError as error:
-        raise typer.BadParameter(f"{text!r}: give a number, such as 17 or 0x11") from error
+        raise typer.BadParameter(f"{text!r}: give hexadecimal digits, such as the first eight of a commit") from error
 
 
 def draw(work: Path, seed: int) -> Path:
@@ -81,7 +81,7 @@ def standard_ranks(values: np.ndarray) -> np.ndarray:
     """Ranks of the last axis as unit vectors of mean zero, so that products are rank correlations: (..., N)."""
     ranks = rankdata(values, axis=-1)
     ranks -= ranks.mean(axis=-1, keepdims=True)
-    return ranks / np.linalg.norm(ranks, axis=-1, keepdims=True)
+    return ranks / np.maximum(np.linalg.norm(ranks, axis=-1, keepdims=True), 1e-9)  # of constants: 0
 
 
 def resampled_srcc(scores: np.ndarray, references: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -156,13 +156,15 @@ def world_table(rows: list[dict[str, Any]]) -> str:
 
 def main(
     work: Annotated[Path, typer.Argument(help="Folder for everything that is made.")],
-    seed: Annotated[str, typer.Option(help="Of the world: any number, in hexadecimal with 0x.")],
+    seed: Annotated[str, typer.Option(help="Of the world, in hexadecimal digits.")],
     model: Annotated[str, typer.Option(help="Folder or Hub id of the model.")] = DEFAULT_MODEL,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Also write every pair's score to this table (CSV, ...).")
     ] = None,
 ) -> None:
     """Draw a test world and measure a model on it."""
+    if output is not None:
+        check_table_suffix(output)
     work = work.absolute()
     rows = score_world(model, draw(work, read_seed(seed)), work / "cache")
     if output is not None:

@@ -281,7 +281,7 @@ def change_attribute(scene: Scene, claim: Scene, split: Split, rng: np.random.Ge
     return replace(claim, events=(*claim.events[:place], event, *claim.events[place + 1 :]))
 
 
-Alteration = Callable[[Scene, Scene, bool, np.random.Generator], Scene | None]
+Alteration = Callable[[Scene, Scene, Split, np.random.Generator], Scene | None]
 # Each with a weight: those that not every scene allows come up as often as the others where they can.
 ALTERATIONS: dict[str, tuple[Alteration, float]] = {
     "event swapped": (swap_event, 1.0),
@@ -361,7 +361,7 @@ class Listener:
     noise: float
 
 
-def sample_listeners(split: Split, rng: np.random.Generator) -> list[Listener]:
+def sample_listeners(split: str, rng: np.random.Generator) -> list[Listener]:
     """
     The pool of a split; no listener rates in two splits. Biases and noises are quantiles of their distributions in
     random order, so that every pool is as biased and as noisy as any other.

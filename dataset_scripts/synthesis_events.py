@@ -15,6 +15,7 @@ import synthesis_sounds as sounds
 import synthesis_unseen as unseen
 from scipy import signal
 from synthesis_sounds import SAMPLING_RATE, harmonics, scatter, swell, time_axis
+from synthesis_words import OTHER_WORDING, WORDING, Wording
 
 CLIP_SECONDS = 10.0
 CLIP_SAMPLES = round(CLIP_SECONDS * SAMPLING_RATE)
@@ -220,12 +221,14 @@ class Split:
         held_out (`str`, *optional*): The key in `HELD_OUT` of the pairs of which every scene of several events has one,
             unless `one_of` names kinds; no scene has a pair of another key.
         rendering (`Rendering`): How it sounds.
+        wording (`Wording`): The words of its captions.
     """
 
     kinds: tuple[str, ...] = KIND_NAMES
     one_of: frozenset[str] = frozenset()
     held_out: str | None = None
     rendering: Rendering = RENDERING
+    wording: Wording = WORDING
 
     def allows(self, kinds: tuple[str, ...]) -> bool:
         """Whether a caption of this split may name these kinds together."""
@@ -238,20 +241,20 @@ class Split:
         return len(kinds) == 1 or held_out_keys(kinds) == {self.held_out} - {None}
 
 
-ALL_KINDS, ONLY_UNSEEN = tuple(KINDS), frozenset(UNSEEN_KINDS)
+UNSEEN_SOUNDS = {"rendering": OTHER_RENDERING}
+UNSEEN_WORDS = {"wording": OTHER_WORDING}
+WITH_UNSEEN_KINDS = {"kinds": tuple(KINDS), "one_of": frozenset(UNSEEN_KINDS)}
 # Splits that are not named here are as training is.
 SPLITS = {
     "development": Split(held_out="development"),
     "test": Split(held_out="test"),
-    # Test scenes as another generator makes them: in sounds, in words (synthesis_words.py), in kinds, in all three.
-    "unseen_sounds": Split(held_out="test", rendering=OTHER_RENDERING),
-    "unseen_words": Split(held_out="test"),
-    "unseen_kinds": Split(ALL_KINDS, ONLY_UNSEEN, "test"),
-    "unseen": Split(ALL_KINDS, ONLY_UNSEEN, "test", OTHER_RENDERING),
+    # What another generator makes of such scenes: other sounds, other words, other kinds, all three.
+    "unseen_sounds": Split(held_out="test", **UNSEEN_SOUNDS),
+    "unseen_words": Split(held_out="test", **UNSEEN_WORDS),
+    "unseen_kinds": Split(held_out="test", **WITH_UNSEEN_KINDS),
+    "unseen": Split(held_out="test", **UNSEEN_SOUNDS, **UNSEEN_WORDS, **WITH_UNSEEN_KINDS),
 }
-
-
-UNSEEN_SPLITS = tuple(name for name in SPLITS if name.startswith("unseen"))
+UNSEEN_SPLITS = ("unseen_sounds", "unseen_words", "unseen_kinds", "unseen")
 
 
 def split_named(name: str) -> Split:

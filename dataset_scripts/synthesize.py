@@ -6,12 +6,12 @@ a caption in the shape of the XACLE challenge.
 
 writes `wav/` (FLAC, 16 kHz, mono, 16 bit), the captioned clips as `aac/` (train, validation) and the rated pairs as
 `xacle/` (train, validation, development, test). Scenes of several events in development and in test hold two kinds of
-event that meet in no other split: choose on development what is to be tested once. Each dataset holds
+event that never meet in training: choose on development what is to be tested once. Each dataset holds
 `annotations.jsonl`: the scene of every clip and, for a rated pair, how its caption was made and its true alignment.
 
---rated-unseen adds splits that are like test but for what another generator makes of it: other synthesis and a vocoder
-(unseen_sounds), other words for everything (unseen_words), kinds of event that no other split has (unseen_kinds), and
-all three (unseen).
+--rated-unseen adds splits of scenes like those of test, as another generator makes them: with other synthesis and a
+vocoder (unseen_sounds), with other words (unseen_words), with a kind of event in each that no training has
+(unseen_kinds), and with all three (unseen).
 
 The rule of the alignment and the simulated listeners are told in synthesis_captions.py, splits and scenes in
 synthesis_events.py, sounds in synthesis_sounds.py and synthesis_unseen.py, words in synthesis_words.py.
@@ -45,7 +45,6 @@ import soundfile
 import synthesis_captions as captions
 import synthesis_events as events
 import typer
-from synthesis_words import WORDING, WORDINGS
 from tqdm import tqdm
 
 # The package is imported where it is needed: every worker imports this file anew, and needs neither datasets nor torch.
@@ -109,7 +108,7 @@ def annotate(clip: Clip, seed: int) -> tuple[events.Scene, dict[str, Any]]:
     pairing, claim = captions.sample_claim(scene, split, words)
     alignment = captions.true_alignment(scene, claim)
     listener_ids, ratings = captions.rate(alignment, listener_pool(seed, clip.split), clip.rng(seed, "rating"))
-    caption = captions.describe(claim, words, WORDINGS.get(clip.split, WORDING))
+    caption = captions.describe(claim, words, split.wording)
     told = {"caption": caption, "claim": events.scene_record(claim), "pairing": pairing}
     heard = {"alignment": round(alignment, 6), "ratings": ratings, "listener_ids": listener_ids}
     return scene, {**annotation, **told, **heard}
@@ -240,7 +239,7 @@ def xacle_card(seed: int, splits: dict[str, list[dict[str, Any]]]) -> str:
 Made by `dataset_scripts/synthesize.py --seed {seed}` in the shape of the XACLE challenge: a clip, a caption, integer
 ratings from 0 to 10 of {captions.LISTENERS_PER_PAIR} simulated listeners (a pool of {captions.LISTENERS_PER_SPLIT} for
 each split), their mean `score`, and `label` = score / 5 - 1. Some captions are true, some wrong in one way or two, some
-of another scene. Where a clip of `development` or `test` has several events, two of them meet in no other split.
+of another scene. Where a clip of `development` or `test` has several events, two of them never meet in training.
 
 {markdown_table(statistics)}
 

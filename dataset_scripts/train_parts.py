@@ -175,24 +175,16 @@ class LabelledClips(Dataset):
     Args:
         features (`np.ndarray` of shape `(num_clips, num_frames, num_mel_bins)`): Normalised log-mel spectrograms.
         targets (`np.ndarray` of shape `(num_clips, num_words)`): Which clip has which word.
-        mixed (`float`): Share of the clips that are given with another one mixed in, drawn anew each time.
-        deviation (`float`): What the extractor divided log-powers by.
     """
 
-    def __init__(self, features: np.ndarray, targets: np.ndarray, mixed: float = 0.0, deviation: float = 1.0):
-        self.features, self.targets, self.mixed, self.deviation = features, targets, mixed, deviation
+    def __init__(self, features: np.ndarray, targets: np.ndarray):
+        self.features, self.targets = features, targets
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def __getitem__(self, clip: int) -> dict[str, np.ndarray]:
-        features, targets = self.features[clip].astype(np.float32), self.targets[clip]
-        if self.mixed and torch.rand(()) < self.mixed:
-            other = int(torch.randint(len(self), ()))
-            logs = (features * self.deviation, self.features[other].astype(np.float32) * self.deviation)
-            # Powers of independent sounds add; their common mean stays in place.
-            features, targets = np.logaddexp(*logs) / self.deviation, np.maximum(targets, self.targets[other])
-        return {"input_features": features, "labels": targets}
+        return {"input_features": self.features[clip].astype(np.float32), "labels": self.targets[clip]}
 
 
 def tokenize(tokenizer: Qwen2Tokenizer, captions: list[str]) -> list[dict[str, list[int]]]:
@@ -269,7 +261,6 @@ def train_beats(
     folder: Path,
     output: Path,
     min_clips: int,
-    mixed: float,
     num_workers: int,
     **settings: Any,
 ) -> None:
@@ -283,7 +274,7 @@ def train_beats(
     }
     targets = {split: word_targets(clips[split], words) for split in splits}
     first, last = next(iter(splits)), list(splits)[-1]
-    training = LabelledClips(features[first], targets[first], mixed, 2 * extractor.mel_std)
+    training = LabelledClips(features[first], targets[first])
     encoder = make_encoder()
     classifier = add_classifier(encoder, training.targets)
     losses = train(classifier, training, None, folder / "run", **settings)
@@ -314,9 +305,6 @@ def main(
     beats_batch_size: Annotated[int, typer.Option(min=1, help="Clips in a step.")] = 16,
     beats_learning_rate: Annotated[float, typer.Option(help="Highest learning rate, after warm-up.")] = 1.5e-3,
     min_clips: Annotated[int, typer.Option(min=1, help="Clips a word must occur with to be learned.")] = 50,
-    beats_mixed: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the clips that the encoder hears with another mixed in.")
-    ] = 0.0,
     llm_epochs: Annotated[int, typer.Option(min=1, help="Passes over the distinct captions.")] = 6,
     llm_batch_size: Annotated[int, typer.Option(min=1, help="Captions in a step.")] = 64,
     llm_learning_rate: Annotated[float, typer.Option(help="Highest learning rate, after warm-up.")] = 3e-3,
@@ -337,7 +325,7 @@ def main(
     with unfinished_folder(output) as folder:
         parts = folder / "parts"
         set_seed(seed)
-        train_beats(splits, folder, parts / "beats", min_clips, beats_mixed, num_workers, **beats)
+        train_beats(splits, folder, parts / "beats", min_clips, num_workers, **beats)
         set_seed(seed)
         train_llm(splits, folder, parts / "llm", vocab_size, **llm)
         replace_folder(parts, output.absolute())

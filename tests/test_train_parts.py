@@ -95,27 +95,6 @@ def test_the_targets_are_the_words_of_all_captions_of_a_clip(index):
         functions["choose_words"](clips, 3)
 
 
-def test_a_mixed_in_clip_is_heard_and_named():
-    generator = np.random.default_rng(0)
-    sounds = torch.stack([torch.from_numpy(make_sound(kind, generator)).float() for kind in ("low tone", "high tone")])
-    extractor = XacleFeatureExtractor(feature_size=32, max_seconds=2.0)
-    features = extractor.log_mel(torch.cat([sounds, sounds.sum(dim=0, keepdim=True)])).numpy()
-    targets = np.eye(2, dtype=np.float32)
-    labelled = functions["LabelledClips"]
-    plain = labelled(features[:2], targets)
-    for clip in (0, 1):
-        np.testing.assert_array_equal(plain[clip]["input_features"], features[clip])
-        np.testing.assert_array_equal(plain[clip]["labels"], targets[clip])
-    torch.manual_seed(0)
-    mixed = labelled(features[:2], targets, mixed=1.0, deviation=2 * extractor.mel_std)
-    items = [mixed[0] for _ in range(20)]
-    partners = [int(item["labels"].sum()) for item in items]  # now and then a clip meets itself
-    assert {1, 2} == set(partners)
-    union = items[partners.index(2)]
-    error = np.abs(union["input_features"] - features[2]).mean()
-    assert error < 0.02 < np.abs(features[0] - features[2]).mean()
-
-
 def test_average_precision():
     scores = np.array([0.9, 0.1, 0.8, 0.3])
     matches = np.array([True, False, False, True])
