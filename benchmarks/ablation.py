@@ -178,12 +178,13 @@ def summary(results: dict[str, Any]) -> str:
 
 
 def settings_row(row: Row) -> dict[str, str]:
-    """How a row was made: each run's start and what differs from the bundled model's settings."""
+    """How a row was made: the start and all settings of each of its runs; with other seeds, only these differ."""
     runs = []
     for run in row.runs:
-        settings = " ".join(tiny.flags(run.settings)) or "as the bundled model"
-        runs.append(f"`{run.folder}` from `{run.start}`: {settings}")
-    return {"system": row.name, "runs": "; ".join(runs)}
+        settings = {"data": tiny.DATA[tiny.STAGES[run.stage]["stage"]], **tiny.STAGES[run.stage], **run.settings}
+        runs.append(f"`{run.folder}` from `{run.start}`: {' '.join(tiny.flags(settings))}")
+    form = "caption, sound" if row.runs[-1].folder.startswith(rows.PUBLISHED_FORM) else "sound, caption; likelihood"
+    return {"system": row.name, "sequence": form, "runs": "; ".join(runs)}
 
 
 def draw_forest(table: list[dict[str, Any]], title: str) -> bytes:

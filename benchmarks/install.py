@@ -35,7 +35,7 @@ WARNING = """
 """
 TEST = """## Test
 
-On the synthetic world of seed {seed:#010x}, drawn after the recipe was frozen (docs/evidence.md), and on what another
+On the synthetic world of seed `{seed:08x}`, drawn after the recipe was frozen (docs/evidence.md), and on what another
 generator makes of it: other sounds, other words, unseen kinds of sound, and all three. "Of the ceiling" is the SRCC
 with the mean of four simulated listeners, over that of the true alignment.
 

@@ -70,6 +70,7 @@ class Row:
 # The sequence of the published system (caption, sound, [SCORE]), from the same stage 1: captioning has the sound first
 # in either form.
 PUBLISHED_LABELS = "data/clap_published"
+PUBLISHED_FORM = ("published/", "before/")  # folders of models in that sequence; they read no likelihood
 # As in the released code: ListNet at temperature 1 over the 16 pairs of one process, a frozen language model, three
 # random negatives for a caption, and SpecAugment that never runs. Rates and lengths are ours: the released ones are for
 # another size.
@@ -127,13 +128,13 @@ ROWS = (
         "ours: stage 3 only", (Run("only3", "stage3", "stage0", {"learning_rate": 1e-3, **LONGER}),), rates=HIGHER_RATES
     ),
     Row(
-        "ours: stages 2 + 3",
+        "ours: stages 2 + 3, no captioning",
         (Run("from0_stage2", "stage2", "stage0", NO_CAPTIONING), Run("from0_stage3", "stage3", "from0_stage2")),
     ),
     Row("ours: stages 1 + 3", (STAGE1, Run("from1_stage3", "stage3", "stage1"))),
     Row(OURS, (STAGE1, STAGE2, STAGE3), SEEDS, RATES),
     Row(
-        "ours with the caption before the sound",
+        "ours with the caption before the sound: no likelihood, no captioning in stage 2",
         (
             STAGE1,
             Run("before/stage2", "stage2", "published/stage1", NO_CAPTIONING),

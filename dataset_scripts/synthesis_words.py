@@ -410,7 +410,7 @@ OTHER_WORDING = Wording(
     },
     times={1: ("one time",), 2: ("on two occasions",), 3: ("thrice",), 4: ("4 times",), 5: ("5 times",)},
     several_times=("many times", "over and over"),
-    numbers={1: "one", 2: "a pair of", 3: "a trio of", 4: "4", 5: "5"},
+    numbers={1: "one", 2: "a pair of", 3: "a trio of", 4: "a quartet of", 5: "a quintet of"},
     several_numbers=("many", "multiple"),
     templates={
         "alone": {1: ("{0c} alone", "a recording of {0n}", "you can make out {0n}", "only {0n}")},

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import typer
 from conftest import EXPECTED, PARITY, run_script
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
@@ -153,8 +154,7 @@ def test_the_released_recipe_is_the_released_one(scripts):
     assert parsed(scripts, paper)[0].augments
 
 
-def test_rows_differ_in_what_they_are_named_for_only(scripts):
-    """Seeds share all settings but the seed; variants of stage 3 share the bundled model's first two stages."""
+def test_seeds_change_the_seed_alone(scripts):
     rows = {row.name: row for row in scripts.rows.ROWS}
     assert len(rows) == len(scripts.rows.ROWS)
     for name in (scripts.rows.OURS, scripts.rows.RELEASED):
@@ -165,9 +165,26 @@ def test_rows_differ_in_what_they_are_named_for_only(scripts):
             for run in others:
                 assert run.with_seed(seed).settings == {**run.settings, "seed": seed}
                 assert run.with_seed(seed).folder == f"seed{seed}/{run.folder}"
-    ours = rows[scripts.rows.OURS].runs
-    variants = [row for row in scripts.rows.ROWS if row.runs[-1].folder.startswith("variants/")]
-    assert len(variants) >= 3 and all(row.runs[:2] == ours[:2] for row in variants)
+
+
+def test_rows_differ_from_ours_in_what_they_are_named_for(scripts):
+    """Of the last run of each row, the settings that are not the bundled model's."""
+    rows = {row.name: row.runs[-1] for row in scripts.rows.ROWS}
+    ours = scripts.tiny.STAGES["stage3"]
+
+    def differences(name):
+        return {key: value for key, value in rows[name].settings.items() if ours.get(key) != value}
+
+    assert differences(scripts.rows.OURS) == {}
+    assert differences("ours with MSE in stage 3") == {"loss": "mse"}
+    assert differences("ours with ListNet, temperature 1, in stage 3") == {"loss": "listnet", "temperature": 1.0}
+    assert differences("ours with clipped MSE + contrastive in stage 3") == {"loss": "clipped_contrastive"}
+    assert set(differences("ours: stage 3 only")) <= {"learning_rate", "num_train_epochs"}
+    paper, released = differences(scripts.rows.PAPER), differences(scripts.rows.RELEASED)
+    assert {**released, **scripts.rows.SPEC_AUGMENT} == paper
+    for name, run in rows.items():
+        form = run.folder.startswith(scripts.rows.PUBLISHED_FORM)
+        assert form == ("released" in name or "paper" in name or "before the sound" in name), name
 
 
 def test_the_table_compares_with_the_released_recipe(scripts):
@@ -214,11 +231,14 @@ def test_resampled_correlations_are_those_of_the_samples(scripts):
 RESULTS = ROOT / "benchmarks/results"
 
 
-@pytest.fixture(scope="module")
-def bundled(scripts):
+WORLDS = sorted(RESULTS.glob("worlds/*.csv"))
+assert WORLDS
+
+
+@pytest.fixture(params=WORLDS, ids=lambda file: file.stem)
+def bundled(request):
     """What the bundled model gave to each pair of a test world, and that world's seed."""
-    (file,) = RESULTS.glob("worlds/*.csv")
-    return [row for _, row in read_table(file)[1]], int(file.stem, 16)
+    return [row for _, row in read_table(request.param)[1]], int(request.param.stem, 16)
 
 
 def test_the_documents_tell_what_the_bundled_model_reaches(scripts, bundled):
@@ -226,7 +246,7 @@ def test_the_documents_tell_what_the_bundled_model_reaches(scripts, bundled):
     table = scripts.worlds.world_table(rows)
     for document in (ROOT / "README.md", ROOT / "docs/evidence.md", Path(DEFAULT_MODEL, "README.md")):
         text = document.read_text()
-        assert table in text and f"{seed:#010x}" in text, document
+        assert table in text and f"`{seed:08x}`" in text, document
 
 
 def test_the_bundled_model_gives_the_scores_of_the_test_world(scripts, bundled):
@@ -243,6 +263,22 @@ def test_the_bundled_model_gives_the_scores_of_the_test_world(scripts, bundled):
             assert score == pytest.approx(float(stored[clip.id]["score"]), abs=0.01), clip.id
             assert told["alignment"] == pytest.approx(float(stored[clip.id]["alignment"]))
             assert np.mean(told["ratings"]) == float(stored[clip.id]["average_score"])
+
+
+def test_a_fresh_world_is_drawn_and_measured(scripts, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(scripts.worlds, "TEST_PAIRS", 4)
+    monkeypatch.setattr(scripts.worlds, "UNSEEN_PAIRS", 3)
+    scripts.worlds.main(tmp_path / "work", "ff", DEFAULT_MODEL, tmp_path / "scores.csv")
+    rows = [row for _, row in read_table(tmp_path / "scores.csv")[1]]
+    assert [row["split"] for row in rows].count("test") == 4 and len(rows) == 4 + 3 * 4
+    assert capsys.readouterr().out.strip() == scripts.worlds.world_table(rows)
+    assert (tmp_path / "work/worlds/000000ff/xacle/annotations.jsonl").is_file()
+
+
+def test_seeds_are_read_as_hexadecimal_digits(scripts):
+    assert scripts.worlds.read_seed("10000000") == scripts.worlds.read_seed("0x10000000") == 2**28
+    with pytest.raises(typer.BadParameter, match="hexadecimal"):
+        scripts.worlds.read_seed("seed")
 
 
 def test_the_bundled_model_tells_synthetic_sounds_apart():
