@@ -1,6 +1,6 @@
 """
-What each stage, label, loss and order brings, on synthetic worlds: rows are those of the paper's table (arXiv
-2602.00604), its released code, ours, and the simulated listeners' ceiling.
+What each stage, loss and order brings, on synthetic worlds: the recipe as released and as in the paper (arXiv
+2602.00604, from the same stage 1, with the best checkpoint and calibration), ours, and the listeners' ceiling.
 
     python benchmarks/ablation.py runs/tiny
     python benchmarks/ablation.py runs/tiny --test-seed 1f2e3d4c
@@ -40,6 +40,10 @@ from modeling_xacle.metrics import alignment_metrics, listeners_ceiling
 RESULTS = Path(__file__).parent / "results/ablation"
 TEACHER, CEILING = "CLAP teacher alone", "listeners' ceiling: the true alignment"
 BOOTSTRAP_SEED = 0
+SEEDS_TOLD = (
+    "Seeds are of stages 2 and 3: the order of the data and dropout. Parts, teacher, labels and stage 1 are made once. "
+    "Intervals are over pairs and, of rows with several seeds, over these too."
+)
 
 
 def without_likelihood(source: Path, output: Path) -> None:
@@ -222,9 +226,8 @@ def as_markdown(name: str, results: dict[str, Any]) -> str:
     """The page of a world's results."""
     table = markdown_table([table_row(row) for row in results["systems"]])
     made = markdown_table([settings_row(row) for row in ROWS])
-    page = (
-        f"# Ablation: {name}, {results['pairs']} synthetic pairs\n\n![Forest plot]({results['file']}.png)\n\n{table}\n"
-    )
+    title = f"# Ablation: {name}, {results['pairs']} synthetic pairs"
+    page = f"{title}\n\n![Forest plot]({results['file']}.png)\n\n{table}\n\n{SEEDS_TOLD}\n"
     if shares := results.get("of the ceiling by split"):
         page += f"\n## Another generator\n\nShare of each split's own ceiling.\n\n{markdown_table(shares)}\n"
     return f"{page}\n## Settings\n\n{made}\n"

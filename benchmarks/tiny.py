@@ -174,7 +174,8 @@ def main(
     work = work.absolute()
     steps = plan(work)
     do_steps(work, steps)
-    typer.echo(f"made in {minutes(work, steps):.0f} minutes, the sum of its steps\n{work / 'stage3'}")
+    typer.echo(f"made in {minutes(work, steps):.0f} minutes, the sum of its steps (of resumed ones, the last part)")
+    typer.echo(work / "stage3")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import pytest
 import torch
 import typer
 from conftest import EXPECTED, PARITY, run_script
+from datasets import Dataset
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import pipeline
@@ -206,6 +207,26 @@ def test_the_table_compares_with_the_released_recipe(scripts):
     low, high = ours["SRCC interval"]
     assert low < ours["SRCC"] < high and ours["over the released recipe, interval"][0] > 0
     assert scripts.ablation.draw_forest(table, "noise").startswith(b"\x89PNG")
+
+
+def test_stored_scores_give_the_table_again(scripts, tmp_path):
+    generator = np.random.default_rng(0)
+    truth = generator.uniform(0, 10, 200)
+    pairs = Dataset.from_dict({"id": [f"pair{n}" for n in range(200)], "score": truth + generator.normal(size=200)})
+    seeds = {row.name: len(row.seeds) for row in scripts.rows.ROWS}
+    scores = {name: truth + generator.normal(size=(count, 200)) for name, count in seeds.items()}
+    scores[scripts.ablation.CEILING] = truth[None]
+    table = scripts.ablation.measure(scores, np.array(pairs["score"]))
+    scripts.ablation.write_scores(tmp_path / "scores.csv", pairs, scores)
+    lines = [line for _, line in read_table(tmp_path / "scores.csv")[1]]
+    columns = {name: np.array([float(line[name]) for line in lines]) for name in lines[0] if name != "id"}
+    for row in table:
+        names = [row["system"]] if row["seeds"] == 1 else [f"{row['system']} ({seed})" for seed in scripts.rows.SEEDS]
+        found = [alignment_metrics(columns[name], columns["average_score"])["SRCC"] for name in names]
+        assert found == pytest.approx(row["SRCC of each seed"], abs=1e-4)
+    page = scripts.ablation.as_markdown("noise", {"file": "noise", "pairs": 200, "systems": table})
+    assert all(page.count(f"| {name} |") == 2 for name in seeds)  # in the table, and among the settings
+    assert "listnet" in page and "--learning_rate" in page and scripts.ablation.summary({"systems": table})
 
 
 def test_seeds_that_disagree_widen_the_interval(scripts):
