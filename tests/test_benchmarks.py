@@ -286,13 +286,13 @@ def test_the_bundled_model_gives_the_scores_of_the_test_world(scripts, bundled):
             assert np.mean(told["ratings"]) == float(stored[clip.id]["average_score"])
 
 
-def test_a_fresh_world_is_drawn_and_measured(scripts, tmp_path, monkeypatch, capsys):
+def test_a_fresh_world_is_drawn_and_measured(scripts, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(scripts.worlds, "TEST_PAIRS", 4)
     monkeypatch.setattr(scripts.worlds, "UNSEEN_PAIRS", 3)
     scripts.worlds.main(tmp_path / "work", "ff", DEFAULT_MODEL, tmp_path / "scores.csv")
     rows = [row for _, row in read_table(tmp_path / "scores.csv")[1]]
     assert [row["split"] for row in rows].count("test") == 4 and len(rows) == 4 + 3 * 4
-    assert capsys.readouterr().out.strip() == scripts.worlds.world_table(rows)
+    assert capfd.readouterr().out.strip() == scripts.worlds.world_table(rows)
     assert (tmp_path / "work/worlds/000000ff/xacle/annotations.jsonl").is_file()
 
 
