@@ -34,6 +34,11 @@ class Run:
         settings = {**self.settings, "seed": seed}
         return Run(seeded(self.folder, seed), self.stage, seeded(self.start, seed), settings)
 
+    @property
+    def rate(self) -> float:
+        """Its learning rate."""
+        return self.settings.get("learning_rate", tiny.STAGES[self.stage]["learning_rate"])
+
     def with_rate(self, rate: float) -> "Run":
         """The same with another learning rate, in a folder of its own."""
         return replace(self, folder=f"rates/{self.folder}-{rate:g}", settings={**self.settings, "learning_rate": rate})
@@ -53,14 +58,14 @@ class Row:
         name (`str`): What it is.
         runs (`tuple` of `Run`): One after the other; the last is measured.
         seeds (`tuple` of `int`): It is trained with each.
-        rates (`tuple` of `float`): Its last learning rate is the best of these on development data; a row without has
-            that of the row which it varies.
+        rates (`dict`): By stage, the learning rates that are tried on development data, of which its own is the best;
+            a row without has those of the row which it varies.
     """
 
     name: str
     runs: tuple[Run, ...]
     seeds: tuple[int, ...] = SEEDS[:1]
-    rates: tuple[float, ...] = ()
+    rates: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
     def folders(self) -> list[str]:
         """The models that are measured, one for each seed."""
@@ -85,9 +90,9 @@ AS_RELEASED = {
 }
 STAGE2_AS_RELEASED = AS_RELEASED | {
     "data": PUBLISHED_LABELS,
-    "max_steps": 6400,  # as many pairs as ours sees
-    "eval_steps": 3200,
-    "save_steps": 3200,
+    "max_steps": 20_000,  # as many pairs as ours sees
+    "eval_steps": 10_000,
+    "save_steps": 10_000,
 }
 # The paper's masks of 15 of 128 mel bins and 30 frames, at 32 mel bins.
 SPEC_AUGMENT = {"mask_mel_bins": 4, "mask_frames": 30, "augmented_views": 4}
@@ -96,8 +101,9 @@ LONGER = {"num_train_epochs": 8}
 # Rows without stage 1 learn no captioning in stage 2 either.
 NO_CAPTIONING = {"caption_weight": 0.0}
 
-RELEASED_RATE = 3e-4
-RATES, HIGHER_RATES = (1e-4, 3e-4, 1e-3), (3e-4, 1e-3, 3e-3)
+RELEASED_RATE = 1e-4
+RATES = {"stage2": (3e-4, 1e-3, 3e-3), "stage3": (3e-5, 1e-4, 3e-4)}
+HIGHER_RATES = {"stage3": (3e-4, 1e-3, 3e-3)}
 
 RELEASED = "as released"
 PAPER = "as in the paper: with SpecAugment"
@@ -147,13 +153,16 @@ ROWS = (
 )
 
 
-def last_rate(row: Row) -> float:
-    """The learning rate of a row's last stage."""
-    last = row.runs[-1]
-    return last.settings.get("learning_rate", tiny.STAGES[last.stage]["learning_rate"])
-
-
-def choices(row: Row) -> dict[float, Run]:
-    """The last run of a row at each learning rate that was tried."""
-    last = row.runs[-1]
-    return {rate: last if rate == last_rate(row) else last.with_rate(rate) for rate in row.rates}
+def choices(row: Row) -> dict[str, dict[float, tuple[Run, ...]]]:
+    """By stage and learning rate, the runs of a row at every rate that was tried for one of its stages."""
+    tried: dict[str, dict[float, tuple[Run, ...]]] = {}
+    for place, run in enumerate(row.runs):
+        for rate in row.rates.get(run.stage, ()):
+            runs = list(row.runs)
+            if rate != run.rate:
+                runs[place] = run.with_rate(rate)
+                for after in range(place + 1, len(runs)):
+                    folder = f"rates/{runs[after].folder}-after-{run.stage}-{rate:g}"
+                    runs[after] = replace(runs[after], folder=folder, start=runs[after - 1].folder)
+            tried.setdefault(run.stage, {})[rate] = tuple(runs)
+    return tried

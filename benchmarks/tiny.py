@@ -41,7 +41,7 @@ CONFIG = {
 COMMON = {"cache_audio_features": True, "dataloader_num_workers": 2, "report_to": "none", "save_total_limit": 2}
 ALL = "projector score_head language_model"
 STAGES: dict[str, dict[str, object]] = {
-    "stage1": {"stage": 1, "learning_rate": 1e-3, "per_device_train_batch_size": 64, "num_train_epochs": 2},
+    "stage1": {"stage": 1, "learning_rate": 1e-3, "per_device_train_batch_size": 16, "num_train_epochs": 3},
     "stage2": {
         "stage": 2,
         "train": ALL,
@@ -50,20 +50,20 @@ STAGES: dict[str, dict[str, object]] = {
         "caption_weight": 2.0,
         "learning_rate": 1e-3,
         "per_device_train_batch_size": 64,
-        "max_steps": 1600,
+        "max_steps": 5000,
         "eval_strategy": "steps",
         "save_strategy": "steps",
-        "eval_steps": 800,
-        "save_steps": 800,
+        "eval_steps": 2500,
+        "save_steps": 2500,
     },
     "stage3": {
         "stage": 3,
         "train": ALL,
         "loss": "listnet_mse",
         "temperature": 0.5,
-        "learning_rate": 3e-4,
+        "learning_rate": 1e-4,
         "per_device_train_batch_size": 32,
-        "num_train_epochs": 5,
+        "num_train_epochs": 2,
         "mask_mel_bins": 0,
         "mask_frames": 0,
         "augmented_views": 0,

@@ -16,7 +16,6 @@ import pytest
 import torch
 import typer
 from conftest import EXPECTED, PARITY, run_script
-from datasets import Dataset
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import pipeline
@@ -35,7 +34,7 @@ def scripts():
     with pytest.MonkeyPatch.context() as patch:
         for folder in ("benchmarks", "dataset_scripts"):
             patch.syspath_prepend(str(ROOT / folder))
-        names = ("tiny", "rows", "ablation", "worlds", "steps", "synthesize")
+        names = ("tiny", "rows", "ablation", "ablation_report", "worlds", "steps", "synthesize")
         yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
 
 
@@ -141,6 +140,21 @@ def test_every_step_knows_its_inputs(scripts, tmp_path):
     assert {name: set(records[name]["inputs"]) for name in expected} == expected
 
 
+def test_learning_rates_are_tried_alike_for_the_rows_that_are_compared(scripts):
+    rows = {row.name: row for row in scripts.rows.ROWS}
+    compared = [rows[name] for name in (scripts.rows.OURS, scripts.rows.RELEASED)]
+    ours, released = map(scripts.rows.choices, compared)
+    assert {stage: set(tried) for stage, tried in ours.items()} == {stage: set(t) for stage, t in released.items()}
+    for row, choices in zip(compared, (ours, released), strict=True):
+        own = {run.stage: run.rate for run in row.runs}
+        for stage, tried in choices.items():
+            assert own[stage] in tried
+            for rate, runs in tried.items():
+                assert {run.stage: run.rate for run in runs} == {**own, stage: rate}
+                if stage == "stage2":
+                    assert runs[2].start == runs[1].folder
+
+
 def test_the_released_recipe_is_the_released_one(scripts):
     rows = {row.name: row for row in scripts.rows.ROWS}
     _, *released = rows[scripts.rows.RELEASED].runs
@@ -195,9 +209,9 @@ def test_the_table_compares_with_the_released_recipe(scripts):
     scores = {
         scripts.rows.RELEASED: truth + generator.normal(size=(3, 300)),
         scripts.rows.OURS: truth + 0.1 * generator.normal(size=(3, 300)),
-        scripts.ablation.CEILING: truth[None],
+        scripts.ablation_report.CEILING: truth[None],
     }
-    table = scripts.ablation.measure(scores, references)
+    table = scripts.ablation_report.measure(scores, references)
     released, ours, best = table
     assert released["over the released recipe, interval"] == [0, 0] and best["of the ceiling, interval"] == [1, 1]
     srcc = [alignment_metrics(one, references)["SRCC"] for one in scores[scripts.rows.OURS]]
@@ -206,27 +220,27 @@ def test_the_table_compares_with_the_released_recipe(scripts):
     assert ours["of the ceiling"] == pytest.approx(ours["SRCC"] / best["SRCC"])
     low, high = ours["SRCC interval"]
     assert low < ours["SRCC"] < high and ours["over the released recipe, interval"][0] > 0
-    assert scripts.ablation.draw_forest(table, "noise").startswith(b"\x89PNG")
+    assert scripts.ablation_report.draw_forest(table, "noise").startswith(b"\x89PNG")
 
 
-def test_stored_scores_give_the_table_again(scripts, tmp_path):
-    generator = np.random.default_rng(0)
-    truth = generator.uniform(0, 10, 200)
-    pairs = Dataset.from_dict({"id": [f"pair{n}" for n in range(200)], "score": truth + generator.normal(size=200)})
-    seeds = {row.name: len(row.seeds) for row in scripts.rows.ROWS}
-    scores = {name: truth + generator.normal(size=(count, 200)) for name, count in seeds.items()}
-    scores[scripts.ablation.CEILING] = truth[None]
-    table = scripts.ablation.measure(scores, np.array(pairs["score"]))
-    scripts.ablation.write_scores(tmp_path / "scores.csv", pairs, scores)
-    lines = [line for _, line in read_table(tmp_path / "scores.csv")[1]]
-    columns = {name: np.array([float(line[name]) for line in lines]) for name in lines[0] if name != "id"}
-    for row in table:
-        names = [row["system"]] if row["seeds"] == 1 else [f"{row['system']} ({seed})" for seed in scripts.rows.SEEDS]
-        found = [alignment_metrics(columns[name], columns["average_score"])["SRCC"] for name in names]
-        assert found == pytest.approx(row["SRCC of each seed"], abs=1e-4)
-    page = scripts.ablation.as_markdown("noise", {"file": "noise", "pairs": 200, "systems": table})
-    assert all(page.count(f"| {name} |") == 2 for name in seeds)  # in the table, and among the settings
-    assert "listnet" in page and "--learning_rate" in page and scripts.ablation.summary({"systems": table})
+def test_stored_scores_give_the_page_again(scripts, tmp_path):
+    """What is written is a function of the table of scores alone, whose splits are told apart."""
+    report, generator = scripts.ablation_report, np.random.default_rng(0)
+    names = [name for names in report.system_columns().values() for name in names]
+    lines = []
+    for split in ("test", "unseen"):
+        for number, truth in enumerate(generator.uniform(0, 10, 60)):
+            noisy = {name: round(truth + generator.normal(scale=1 + 9 * (split == "unseen")), 4) for name in names}
+            line = {"split": split, "id": f"{split}{number}", "average_score": truth + generator.normal()}
+            lines.append({**line, **noisy, "alignment": truth})
+    page = report.write_report(tmp_path, "a world", lines)
+    stored = [line for _, line in read_table(tmp_path / "a-world.csv")[1]]
+    assert report.report("a world", stored)[0] == page == (tmp_path / "a-world.md").read_text()
+    assert (tmp_path / "a-world.png").read_bytes().startswith(b"\x89PNG")
+    assert all(page.count(f"| {row.name} |") == 3 for row in scripts.rows.ROWS)  # table, other generator, settings
+    tables = {split: report.measure(*report.split_scores(stored, split)) for split in ("test", "unseen")}
+    assert all(a["SRCC"] > b["SRCC"] for a, b in zip(*tables.values(), strict=True) if a["system"] != report.CEILING)
+    assert report.summary(tables["test"]).splitlines()[2].startswith(f"| {report.TEACHER} | 1 |")
 
 
 def test_seeds_that_disagree_widen_the_interval(scripts):
@@ -235,7 +249,9 @@ def test_seeds_that_disagree_widen_the_interval(scripts):
     noise = generator.normal(size=500)
     alike = {"a": np.stack([truth + 0.3 * noise] * 3)}
     apart = {"a": np.stack([truth + scale * noise for scale in (0.1, 0.3, 0.9)])}
-    widths = [np.ptp(scripts.worlds.interval(scripts.ablation.resample_rows(s, truth)["a"])) for s in (alike, apart)]
+    widths = [
+        np.ptp(scripts.worlds.interval(scripts.ablation_report.resample_rows(s, truth)["a"])) for s in (alike, apart)
+    ]
     assert widths[1] > 2 * widths[0]
 
 
