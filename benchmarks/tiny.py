@@ -1,12 +1,12 @@
 """
-Make the bundled model from nothing: a synthetic corpus, a CLAP teacher and its pseudo-labels, a pretrained encoder and
-language model, and the three stages, by the very scripts that real data goes through.
+Make a small model from nothing, to be the bundled one: a synthetic corpus, a CLAP teacher and its pseudo-labels, a
+pretrained encoder and language model, and the three stages, by the very scripts that real data goes through.
 
     python benchmarks/tiny.py runs/tiny
 
-ends in runs/tiny/stage3; benchmarks/install.py puts that into the package. Each step prints its command and its time; a
-step that is done is not done again, and one that was interrupted goes on where it can. How each was made is recorded in
-runs/tiny/steps: what was made otherwise is refused.
+ends in runs/tiny/stage3; benchmarks/install.py puts that into the package. Each step prints its command; a step that is
+done is not done again, and one that was interrupted goes on where it can. How each was made, and how long it took, is
+recorded in runs/tiny/steps: what was made otherwise is refused.
 """
 
 import contextlib
