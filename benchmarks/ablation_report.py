@@ -125,7 +125,7 @@ def settings_row(row: Row) -> dict[str, str]:
 def draw_forest(table: list[dict[str, Any]], title: str) -> bytes:
     """A PNG picture: each row's SRCC with its interval, and the ceiling as a line."""
     systems, ceiling = table[:-1], table[-1]["SRCC"]
-    with styled_figure(7.0, 0.9 + 0.24 * len(systems)) as (figure, axes):
+    with styled_figure(8.0, 0.9 + 0.24 * len(systems)) as (figure, axes):
         for place, row in enumerate(reversed(systems)):
             low, high = row["SRCC interval"]
             colour = {RELEASED: ORANGE, rows.OURS: BLUE}.get(row["system"], GREY)
@@ -134,7 +134,7 @@ def draw_forest(table: list[dict[str, Any]], title: str) -> bytes:
         axes.axvline(ceiling, color="black", linestyle="--", linewidth=0.8)
         axes.text(ceiling, len(systems) - 0.4, "ceiling", ha="center", va="bottom", fontsize=8)
         axes.set_yticks(range(len(systems)), [row["system"] for row in reversed(systems)])
-        axes.set_xlabel(f"SRCC with the mean of four simulated listeners ({title}), 95 % interval")
+        axes.set_xlabel(f"SRCC, 95 % interval ({title})")
         axes.grid(axis="x")
         return figure_bytes(figure)
 

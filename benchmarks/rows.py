@@ -140,7 +140,7 @@ ROWS = (
     Row("ours: stages 1 + 3", (STAGE1, Run("from1_stage3", "stage3", "stage1"))),
     Row(OURS, (STAGE1, STAGE2, STAGE3), SEEDS, RATES),
     Row(
-        "ours with the caption before the sound: no likelihood, no captioning in stage 2",
+        "ours, caption before the sound (no likelihood, no captioning)",
         (
             STAGE1,
             Run("before/stage2", "stage2", "published/stage1", NO_CAPTIONING),
