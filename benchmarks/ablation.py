@@ -15,7 +15,7 @@ about human listeners.
 
 import json
 import sys
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -108,12 +108,14 @@ def write_choices(output: Path, work: Path) -> None:
     pairs = load_pairs(work / tiny.DATA[3], "development")
     references = np.array(pairs["score"][:])
 
-    def srcc(run: rows.Run) -> float:
-        return alignment_metrics(model_scores(work / run.folder, pairs, work / "cache"), references)["SRCC"]
+    @cache  # a row's own model is among the choices of each of its stages
+    def srcc(folder: str) -> float:
+        """Of the model in a folder."""
+        return alignment_metrics(model_scores(work / folder, pairs, work / "cache"), references)["SRCC"]
 
     found = {
         row.name: {
-            stage: {f"{rate:g}": srcc(runs[-1]) for rate, runs in tried.items()}
+            stage: {f"{rate:g}": srcc(runs[-1].folder) for rate, runs in tried.items()}
             for stage, tried in rows.choices(row).items()
         }
         for row in ROWS

@@ -33,6 +33,7 @@ def split_scores(lines: list[dict[str, Any]], split: str) -> tuple[dict[str, np.
     own = [line for line in lines if line["split"] == split]
 
     def column(name: str) -> np.ndarray:
+        """Its values `(num_pairs,)`."""
         return np.array([float(line[name]) for line in own])
 
     systems = {system: np.stack([column(name) for name in names]) for system, names in system_columns().items()}

@@ -4,7 +4,7 @@ Put the trained model into the package, with what it reaches on a test world on 
     python benchmarks/install.py runs/tiny --test-seed 1f2e3d4c
 
 takes runs/tiny/stage3, which benchmarks/tiny.py makes, without the code, which the package has; every pair's score goes
-to benchmarks/results/worlds/.
+to benchmarks/results/worlds/, in the place of those of the model before.
 """
 
 import shutil
@@ -85,7 +85,9 @@ def main(
     """Make the result of benchmarks/tiny.py the bundled model."""
     work, seed = work.absolute(), worlds.read_seed(test_seed)
     rows = worlds.score_world(work / "stage3", worlds.draw(work, seed), work / "cache")
-    install(work / "stage3", Path(BUNDLED_MODEL), seed, worlds.world_table(rows))
+    install(work / "stage3", BUNDLED_MODEL, seed, worlds.world_table(rows))
+    for earlier in SCORES.glob("*.csv"):
+        earlier.unlink()
     write_table(SCORES / f"{seed:08x}.csv", rows)
     typer.echo(BUNDLED_MODEL)
 

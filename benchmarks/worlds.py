@@ -88,6 +88,7 @@ def resampled_srcc(scores: np.ndarray, references: np.ndarray, seed: int = 0) ->
     """SRCC `(RESAMPLES, num_systems)` of scores `(num_systems, num_pairs)` on samples of the pairs, alike for all."""
 
     def samples() -> Iterator[np.ndarray]:
+        """Correlations `(num_systems,)` of one sample after the other."""
         for indices in resample_indices(len(references), RESAMPLES, seed):  # (resamples, N) at a time
             for sample in indices:
                 yield standard_ranks(scores[:, sample]) @ standard_ranks(references[sample])

@@ -155,6 +155,26 @@ def test_learning_rates_are_tried_alike_for_the_rows_that_are_compared(scripts):
                     assert runs[2].start == runs[1].folder
 
 
+def test_choices_tell_what_each_rate_reaches(scripts, tmp_path, monkeypatch):
+    references = np.arange(40.0)
+    scored = []
+
+    def score(folder, *_):
+        scored.append(folder)
+        return references + np.random.default_rng(len(scored)).normal(scale=20, size=40)
+
+    monkeypatch.setattr(scripts.ablation, "load_pairs", lambda *_: {"score": references})
+    monkeypatch.setattr(scripts.ablation, "model_scores", score)
+    scripts.ablation.write_choices(tmp_path, tmp_path)
+    found = json.loads((tmp_path / "choices.json").read_text())
+    assert set(found) == {row.name for row in scripts.rows.ROWS if row.rates}
+    assert len(set(scored)) == len(scored)  # none twice
+    for row in (row for row in scripts.rows.ROWS if row.rates):
+        assert {stage: tuple(map(float, tried)) for stage, tried in found[row.name].items()} == row.rates
+        own = {found[row.name][run.stage][f"{run.rate:g}"] for run in row.runs if run.stage in row.rates}
+        assert len(own) == 1  # the row's own model, whichever stage's rates it stands among
+
+
 def test_the_released_recipe_is_the_released_one(scripts):
     rows = {row.name: row for row in scripts.rows.ROWS}
     _, *released = rows[scripts.rows.RELEASED].runs
@@ -307,6 +327,7 @@ def test_a_fresh_world_is_drawn_and_measured(scripts, tmp_path, monkeypatch, cap
     monkeypatch.setattr(scripts.worlds, "UNSEEN_PAIRS", 3)
     scripts.worlds.main(tmp_path / "work", "ff", DEFAULT_MODEL, tmp_path / "scores.csv")
     rows = [row for _, row in read_table(tmp_path / "scores.csv")[1]]
+    assert ("test", *scripts.synthesize.events.UNSEEN_SPLITS) == scripts.worlds.SPLITS
     assert [row["split"] for row in rows].count("test") == 4 and len(rows) == 4 + 3 * 4
     assert capfd.readouterr().out.strip() == scripts.worlds.world_table(rows)
     assert (tmp_path / "work/worlds/000000ff/xacle/annotations.jsonl").is_file()
