@@ -109,7 +109,7 @@ def scenes(count: int) -> tuple[list[np.ndarray], list[str]]:
     finally:
         sys.path.remove(str(ROOT / "dataset_scripts"))
     generator = np.random.default_rng(0)
-    made = [events.sample_scene(generator, False) for _ in range(count)]
+    made = [events.sample_scene(generator, events.split_named("train")) for _ in range(count)]
     sounds = [events.render_clip(scene, generator) for scene in made]
     return sounds, [captions.describe(captions.faithful_claim(scene, generator), generator) for scene in made]
 
