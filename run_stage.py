@@ -18,13 +18,13 @@ from pathlib import Path
 import typer
 from transformers import set_seed
 
-from modeling_xacle.cards import write_report
-from modeling_xacle.freezing import choose_trained
-from modeling_xacle.progress import log_to_stderr
-from modeling_xacle.recipes import parse_arguments
-from modeling_xacle.resuming import find_run, mark_finished, total_batch_size, train
 from modeling_xacle.speed import fast_forms
-from modeling_xacle.training import (
+from modeling_xacle.training.cards import write_report
+from modeling_xacle.training.freezing import choose_trained
+from modeling_xacle.training.progress import log_to_stderr
+from modeling_xacle.training.recipes import parse_arguments
+from modeling_xacle.training.resuming import find_run, mark_finished, total_batch_size, train
+from modeling_xacle.training.run import (
     calibrate,
     check_lists,
     check_processes,

@@ -31,9 +31,9 @@ from steps import Step, do_steps
 from transformers import AutoConfig, AutoModel, AutoProcessor, set_seed
 from worlds import model_scores, true_alignments
 
-from modeling_xacle.clap import ClapTeacher
-from modeling_xacle.data import load_pairs
-from modeling_xacle.metrics import alignment_metrics
+from modeling_xacle.data.pairs import load_pairs
+from modeling_xacle.evaluation.metrics import alignment_metrics
+from modeling_xacle.judges.clap import ClapTeacher
 
 RESULTS = Path(__file__).parent / "results/ablation"
 

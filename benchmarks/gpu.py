@@ -31,7 +31,7 @@ from run import CODE as MEASURING_CODE
 from run import DTYPES, RESULTS, Device
 from speed_report import update_documents, write_pages
 
-from modeling_xacle.saving import write_json
+from modeling_xacle.data.files import write_json
 
 CODE = (*MEASURING_CODE, "benchmarks/gpu_steps.py", "dataset_scripts/synthesis_*.py", "run_stage.py")
 CODE += ("accelerate_configs/fsdp2.yaml", "tests/test_gpu.py", "tests/conftest.py")

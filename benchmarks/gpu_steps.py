@@ -23,8 +23,8 @@ from workbench import Workbench
 
 import run_stage
 from modeling_xacle import DEFAULT_MODEL
-from modeling_xacle.data import make_dataset, save_dataset
-from modeling_xacle.diagnostics import TOLERANCES
+from modeling_xacle.data.pairs import make_dataset, save_dataset
+from modeling_xacle.scoring.diagnostics import TOLERANCES
 
 ROOT = Path(__file__).parents[1]
 # What is measured where all is done in small.

@@ -15,8 +15,8 @@ from typing import Annotated
 import typer
 import worlds
 
-from modeling_xacle.diagnostics import BUNDLED_MODEL, write_expected
-from modeling_xacle.tables import write_table
+from modeling_xacle.data.tables import write_table
+from modeling_xacle.scoring.diagnostics import BUNDLED_MODEL, write_expected
 
 SCORES = Path(__file__).parent / "results/worlds"
 INSTALLED = (

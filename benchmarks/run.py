@@ -30,7 +30,7 @@ from scale import measure_tables
 from speed_report import machine_page, update_documents, write_pages
 from workbench import Workbench, forms_of_layers
 
-from modeling_xacle.saving import write_json
+from modeling_xacle.data.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "speed"
 # What decides about a figure.

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from modeling_xacle import __version__
-from modeling_xacle.fingerprints import digest_of
-from modeling_xacle.saving import write_json
+from modeling_xacle.checkpoints.fingerprints import digest_of
+from modeling_xacle.data.files import write_json
 
 RECORDS = "steps"
 # Options that say how a machine computes, not what, and the number of their values.

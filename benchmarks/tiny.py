@@ -25,7 +25,7 @@ import torch
 import typer
 from steps import Step, do_steps, record_file, settings_of
 
-from modeling_xacle.building import init_model
+from modeling_xacle.checkpoints.building import init_model
 
 ROOT = Path(__file__).parents[1]
 # Captioned clips, and as many rated pairs as the challenge has; development takes the place of its test split.

@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn.utils import clip_grad_norm_
 from workbench import Workbench
 
-from modeling_xacle.losses import list_net_loss
 from modeling_xacle.processing_xacle import IGNORED
-from modeling_xacle.recipes import parse_arguments
-from modeling_xacle.trainers import CaptionTrainer, PairTrainer
+from modeling_xacle.training.losses import list_net_loss
+from modeling_xacle.training.recipes import parse_arguments
+from modeling_xacle.training.trainers import CaptionTrainer, PairTrainer
 
 STEPS = 1000  # of the schedule; no run is so long
 

@@ -16,12 +16,12 @@ from transformers import AutoTokenizer, Qwen2Config
 from modeling_xacle import DEFAULT_MODEL
 from modeling_xacle.configuration_xacle import BeatsConfig, XacleConfig
 from modeling_xacle.feature_extraction_xacle import XacleFeatureExtractor
-from modeling_xacle.freezing import choose_trained
 from modeling_xacle.modeling_captioning import XacleForConditionalGeneration
 from modeling_xacle.modeling_xacle import XacleModel
 from modeling_xacle.processing_xacle import SPECIAL_TOKENS, XacleProcessor
-from modeling_xacle.recipes import StageArguments
 from modeling_xacle.speed import FastAudioTextAlignmentPipeline, fast_forms
+from modeling_xacle.training.freezing import choose_trained
+from modeling_xacle.training.recipes import StageArguments
 
 # Caption lengths in tokens, in turn: those of AudioCaps are mostly of this size.
 LENGTHS = range(12, 20)

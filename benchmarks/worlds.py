@@ -23,12 +23,12 @@ from scipy.stats import rankdata
 from transformers import AutoModel, AutoProcessor
 
 from modeling_xacle import DEFAULT_MODEL
-from modeling_xacle.batches import PairCollator
-from modeling_xacle.cards import markdown_table
-from modeling_xacle.data import load_pairs
-from modeling_xacle.feature_cache import AudioFeatureCache
-from modeling_xacle.metrics import alignment_metrics, resample_indices
-from modeling_xacle.tables import check_table_suffix, write_table
+from modeling_xacle.data.pairs import load_pairs
+from modeling_xacle.data.tables import check_table_suffix, write_table
+from modeling_xacle.evaluation.metrics import alignment_metrics, resample_indices
+from modeling_xacle.training.cards import markdown_table
+from modeling_xacle.training.collators import PairCollator
+from modeling_xacle.training.feature_cache import AudioFeatureCache
 
 SPLITS = ("test", "unseen_sounds", "unseen_words", "unseen_kinds", "unseen")  # of dataset_scripts/synthesis_events.py
 SIZES = {"clips": 0, "rated-train": 0, "rated-validation": 0, "rated-development": 0}

@@ -41,7 +41,9 @@ from accelerate import PartialState
 from datasets import Dataset, DatasetDict, Features, concatenate_datasets
 from matplotlib.figure import Figure
 
-from modeling_xacle.clap import (
+from modeling_xacle.checkpoints.provenance import dataset_name
+from modeling_xacle.data.pairs import FEATURES, check_replaceable, check_rows, dataset_licence, load_pairs, save_dataset
+from modeling_xacle.judges.clap import (
     ClapTeacher,
     EmbeddingShards,
     PairIndex,
@@ -50,15 +52,6 @@ from modeling_xacle.clap import (
     score_pairs,
     separation_auc,
 )
-from modeling_xacle.data import (
-    FEATURES,
-    check_replaceable,
-    check_rows,
-    dataset_licence,
-    load_pairs,
-    save_dataset,
-)
-from modeling_xacle.provenance import dataset_name
 
 # One process may wait for another that has more left to do after an interruption.
 LONGEST_WAIT = timedelta(days=2)

@@ -24,7 +24,7 @@ from typing import Annotated, Any
 import typer
 
 from modeling_xacle.configuration_xacle import XacleConfig
-from modeling_xacle.data import (
+from modeling_xacle.data.pairs import (
     SCORE_RANGE,
     clean_caption,
     find_column,

@@ -271,7 +271,7 @@ def write_datasets(
     clips: list[Clip], annotations: list[dict[str, Any]], seed: int, folder: Path, output: Path, embed_audio: bool
 ) -> None:
     """Write `aac/` and `xacle/` to a folder that will be moved to `output`, where the paths of sounds point."""
-    from modeling_xacle.data import make_dataset, save_dataset
+    from modeling_xacle.data.pairs import make_dataset, save_dataset
 
     sounds = folder if embed_audio else output  # what is embedded is read now
     for dataset, make_card in (("aac", aac_card), ("xacle", xacle_card)):
@@ -356,7 +356,7 @@ def synthesize(
     Raises:
         ValueError: There is something else at the output.
     """
-    from modeling_xacle.data import replace_folder
+    from modeling_xacle.data.pairs import replace_folder
 
     check_output(output)
     settings, planned = fingerprint(output, seed, clips, rated, embed_audio), plan_clips(clips, rated)

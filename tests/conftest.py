@@ -24,8 +24,8 @@ import torch
 from torch import multiprocessing
 from transformers import AutoModel, AutoProcessor, pipeline
 
-from modeling_xacle.cli import main
-from modeling_xacle.conversion_tmu import convert_tmu
+from modeling_xacle.checkpoints.conversion_tmu import convert_tmu
+from modeling_xacle.cli.main import main
 
 PARITY = Path(__file__).parent / "fixtures" / "parity"
 EXPECTED = json.loads((PARITY / "expected.json").read_text())

@@ -30,9 +30,9 @@ from transformers import (
 )
 
 import run_stage
-from modeling_xacle.building import init_model
-from modeling_xacle.conversion import ConversionError
-from modeling_xacle.data import make_dataset, save_dataset
+from modeling_xacle.checkpoints.building import init_model
+from modeling_xacle.checkpoints.conversion import ConversionError
+from modeling_xacle.data.pairs import make_dataset, save_dataset
 
 VOCABULARY = {"vocab_size": 380, "pad_token_id": None, "bos_token_id": 366, "eos_token_id": 365}
 SIZES = {

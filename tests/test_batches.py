@@ -6,8 +6,14 @@ import soundfile
 import torch
 from torch.utils.data import DataLoader
 
-from modeling_xacle.batches import AUGMENTATION_SEED, CaptionCollator, PairCollator, SpecAugment, TrainingRows
-from modeling_xacle.data import make_dataset
+from modeling_xacle.data.pairs import make_dataset
+from modeling_xacle.training.collators import (
+    AUGMENTATION_SEED,
+    CaptionCollator,
+    PairCollator,
+    SpecAugment,
+    TrainingRows,
+)
 
 FULL = {"label": 0.5, "score": 7.5}
 

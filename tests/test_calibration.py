@@ -12,8 +12,7 @@ from conftest import PARITY
 from scipy.stats import spearmanr
 from transformers import AutoConfig, AutoModel, pipeline
 
-from modeling_xacle import training
-from modeling_xacle.calibration import (
+from modeling_xacle.evaluation.calibrate import (
     ScoreCalibration,
     calibrate_model,
     calibrate_table,
@@ -23,7 +22,8 @@ from modeling_xacle.calibration import (
     out_of_fold,
     save_calibration,
 )
-from modeling_xacle.figures import draw_reliability, figure_bytes
+from modeling_xacle.evaluation.figures import draw_reliability, figure_bytes
+from modeling_xacle.training import run
 
 CLIP = str(PARITY / "wav" / "b_16k_3s.wav")
 
@@ -195,7 +195,7 @@ def test_what_a_stage_fits_is_applied_even_if_its_start_said_otherwise(model, ca
     model.config.apply_calibration = False
     labels = np.array([-0.5, 0.0, 0.5])
     found = SimpleNamespace(predictions=2 * labels + 1, label_ids=labels)
-    training.calibrate(SimpleNamespace(model=model, eval_dataset=None, predict=lambda rows: found))
+    run.calibrate(SimpleNamespace(model=model, eval_dataset=None, predict=lambda rows: found))
     assert model.config.apply_calibration
     np.testing.assert_allclose(model.config.logits_to_scores(found.predictions), [2.5, 5, 7.5])
     assert "the fitted calibration is applied" in caplog.text

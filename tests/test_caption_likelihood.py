@@ -5,7 +5,7 @@ import torch
 from conftest import PARITY
 from transformers import AutoModel, AutoModelForMultimodalLM, AutoProcessor, pipeline
 
-from modeling_xacle.building import init_model
+from modeling_xacle.checkpoints.building import init_model
 
 CAPTIONS = ["A dog barks", "Rain falls on a tin roof while somebody hums", "Wind"]
 

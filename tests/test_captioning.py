@@ -6,7 +6,7 @@ from conftest import PARITY, SAMPLING_RATE
 from transformers import AutoModel, AutoModelForMultimodalLM
 
 from modeling_xacle import XacleForConditionalGeneration, XacleModel
-from modeling_xacle.trainers import caption_loss, keep_captions
+from modeling_xacle.training.trainers import caption_loss, keep_captions
 
 CLIPS = [PARITY / "wav" / "a_16k_10s.wav", PARITY / "wav" / "c_44k_stereo_12s.wav"]
 CAPTIONS = ["a dog", "rain falls on a roof"]

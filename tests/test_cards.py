@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from huggingface_hub import DatasetCard, ModelCard
 
-from modeling_xacle import XacleConfig, cards
-from modeling_xacle.data import dataset_licence, make_dataset, save_dataset
-from modeling_xacle.metrics import bootstrap_intervals
-from modeling_xacle.provenance import UNNAMED, dataset_name, licence_of, made_from, read_card
-from modeling_xacle.recipes import StageArguments
+from modeling_xacle import XacleConfig
+from modeling_xacle.checkpoints.provenance import UNNAMED, dataset_name, licence_of, made_from, read_card
+from modeling_xacle.data.pairs import dataset_licence, make_dataset, save_dataset
+from modeling_xacle.evaluation.metrics import bootstrap_intervals
+from modeling_xacle.training import cards
+from modeling_xacle.training.recipes import StageArguments
 
 METRICS = {"eval_srcc": 0.51234, "eval_mse": 3.0, "eval_runtime": 7.0}
 INTERVALS = {"srcc": (0.45, 0.56789), "mse": (2.5, 3.5)}

@@ -11,7 +11,8 @@ from datasets import DatasetDict
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, ClapProcessor, PreTrainedTokenizerFast
 
-from modeling_xacle.clap import (
+from modeling_xacle.data.pairs import make_dataset
+from modeling_xacle.judges.clap import (
     ClapTeacher,
     EmbeddingShards,
     PairIndex,
@@ -21,7 +22,6 @@ from modeling_xacle.clap import (
     score_pairs,
     separation_auc,
 )
-from modeling_xacle.data import make_dataset
 
 SAMPLING_RATE = 16000
 WORDS = ["a", "the", "dog", "barks", "rain", "falls", "bell", "rings", "loud", "quiet", "twice", "and"]

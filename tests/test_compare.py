@@ -9,8 +9,15 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau, rankdata
 
-from modeling_xacle.comparison import compare_systems, compare_two, holm, p_value_matrix, read_systems, system_names
-from modeling_xacle.metrics import METRICS, paired_bootstrap, paired_permutation_test
+from modeling_xacle.evaluation.compare import (
+    compare_systems,
+    compare_two,
+    holm,
+    p_value_matrix,
+    read_systems,
+    system_names,
+)
+from modeling_xacle.evaluation.metrics import METRICS, paired_bootstrap, paired_permutation_test
 
 QUICK = ("--resamples", 200)
 

@@ -14,9 +14,9 @@ from huggingface_hub import ModelCard
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from modeling_xacle import BeatsConfig, XacleModel
-from modeling_xacle.building import build_model, init_model
-from modeling_xacle.conversion import ConversionError, convert_beats, read_beats
-from modeling_xacle.conversion_tmu import convert_tmu, tmu_audio_config
+from modeling_xacle.checkpoints.building import build_model, init_model
+from modeling_xacle.checkpoints.conversion import ConversionError, convert_beats, read_beats
+from modeling_xacle.checkpoints.conversion_tmu import convert_tmu, tmu_audio_config
 
 LLM = str(PARITY / "llm")
 BEATS = PARITY / "beats.pt"

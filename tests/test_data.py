@@ -9,8 +9,8 @@ import pytest
 import soundfile
 from datasets import Audio, Dataset, load_dataset
 
-from modeling_xacle import data
-from modeling_xacle.data import (
+from modeling_xacle.data import pairs
+from modeling_xacle.data.pairs import (
     FEATURES,
     check_rows,
     clean_caption,
@@ -79,7 +79,7 @@ def test_interrupted_saving_keeps_the_earlier_dataset(tmp_path, rows, monkeypatc
 
     for step in ("embed_table_storage", "_write_card", "replace_folder"):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(data, step, interrupt)
+            patch.setattr(pairs, step, interrupt)
             save_dataset({"train": make_dataset(rows[:1])}, tmp_path / "out", embed_audio=True)
         assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
     save_dataset({"test": make_dataset(rows[:1])}, tmp_path / "out")
@@ -117,7 +117,7 @@ def test_files_do_not_depend_on_the_run(tmp_path, full_rows):
 
 
 def test_large_splits_are_written_in_parts(tmp_path, rows, monkeypatch):
-    monkeypatch.setattr(data, "EMBEDDED_ROWS_PER_WRITE", 2)
+    monkeypatch.setattr(pairs, "EMBEDDED_ROWS_PER_WRITE", 2)
     save_dataset({"train": make_dataset(rows).select([2, 0, 1])}, tmp_path / "out", embed_audio=True)
     assert pq.ParquetFile(tmp_path / "out" / "train.parquet").num_row_groups == 2
     assert load_pairs(tmp_path / "out", "train")["id"][:] == ["2", "0", "1"]

@@ -12,8 +12,9 @@ import pytest
 from conftest import PARITY
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from modeling_xacle import diagnostics, installation
+from modeling_xacle import installation
 from modeling_xacle.feature_extraction_xacle import audio_engine
+from modeling_xacle.scoring import diagnostics
 
 SETUP = PARITY.parents[2] / "setup.cfg"
 

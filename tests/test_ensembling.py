@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from scipy.optimize import lsq_linear
 
-from modeling_xacle.ensemble_tables import apply_weights, combine_members, read_members, save_weights, write_ensemble
-from modeling_xacle.ensembling import (
+from modeling_xacle.evaluation.ensemble import (
     FITTED_METHODS,
     SVR_COST,
     SVR_EPSILON,
@@ -21,8 +20,15 @@ from modeling_xacle.ensembling import (
     leave_one_out,
     out_of_fold,
 )
-from modeling_xacle.metrics import alignment_metrics
-from modeling_xacle.score_tables import read_score_table
+from modeling_xacle.evaluation.ensemble_tables import (
+    apply_weights,
+    combine_members,
+    read_members,
+    save_weights,
+    write_ensemble,
+)
+from modeling_xacle.evaluation.metrics import alignment_metrics
+from modeling_xacle.evaluation.score_tables import read_score_table
 
 METHODS = ("mean", "zscore", "rank", *FITTED_METHODS)
 

@@ -12,10 +12,18 @@ import pytest
 import soundfile
 from matplotlib.image import imread
 
-from modeling_xacle import reporting
-from modeling_xacle.evaluation import EvaluationPairs, group_rows, read_pairs, score_bands, worst_pairs
-from modeling_xacle.figures import draw_bands, draw_residuals, draw_scatter, figure_bytes
-from modeling_xacle.metrics import METRICS, bootstrap_intervals, listeners_ceiling
+from modeling_xacle.evaluation.evaluate import (
+    EvaluationPairs,
+    evaluate_pairs,
+    group_rows,
+    read_pairs,
+    read_ratings,
+    score_bands,
+    worst_pairs,
+)
+from modeling_xacle.evaluation.figures import draw_bands, draw_residuals, draw_scatter, figure_bytes
+from modeling_xacle.evaluation.metrics import METRICS, bootstrap_intervals, listeners_ceiling
+from modeling_xacle.evaluation.report import write_report
 
 QUICK = ("--resamples", 50)
 SOURCES = ("AudioLDM", "Tango", "natural")
@@ -95,18 +103,16 @@ def small(tmp_path):
 @pytest.fixture(scope="module")
 def report(tables, tmp_path_factory):
     """The whole report of the validation tables, with the sounds of some of the pairs."""
-    from modeling_xacle import evaluation
-
     pairs = read_pairs(tables["folder"] / "scores.csv", tables["folder"] / "reference.csv")
-    ratings = evaluation.read_ratings(pairs, tables["folder"] / "ratings.csv")
-    result = evaluation.evaluate_pairs(pairs, None, ratings, num_resamples=100)
+    ratings = read_ratings(pairs, tables["folder"] / "ratings.csv")
+    result = evaluate_pairs(pairs, None, ratings, num_resamples=100)
     folder = tmp_path_factory.mktemp("report") / "new" / "report"
     sounds = tmp_path_factory.mktemp("sounds")
     first, second, third = (pairs.keys[place][0] for place in worst_pairs(pairs, 3))
     soundfile.write(sounds / first, 0.1 * np.sin(np.arange(24000) / 5), 8000)
     soundfile.write(sounds / second, 0.1 * np.ones((480000, 2)), 24000)
     (sounds / third).write_bytes(b"no sound")
-    reporting.write_report(pairs, result, folder, audio_dir=sounds)
+    write_report(pairs, result, folder, audio_dir=sounds)
     return folder
 
 
@@ -183,7 +189,7 @@ def test_sounds_are_embedded_as_the_model_hears_them(report):
 
 
 def test_sounds_beyond_the_pages_limit_are_left_out(small, tmp_path, monkeypatch, xacle):
-    monkeypatch.setattr(reporting, "MAX_AUDIO_BYTES", 100_000)
+    monkeypatch.setattr("modeling_xacle.evaluation.report.MAX_AUDIO_BYTES", 100_000)
     for row in range(12):
         soundfile.write(tmp_path / f"{row:02d}.wav", np.random.default_rng(row).normal(size=16000) / 10, 16000)
     xacle("evaluate", *small(), *QUICK, "-o", tmp_path / "report", "--worst", 5)

@@ -13,10 +13,10 @@ from conftest import SAMPLING_RATE, run_processes
 from torch.utils.data import DataLoader
 from transformers import AutoModel, AutoProcessor
 
-from modeling_xacle import fingerprints
-from modeling_xacle.batches import AUGMENTATION_SEED, PairCollator, SpecAugment, TrainingRows
-from modeling_xacle.data import make_dataset
-from modeling_xacle.feature_cache import AudioFeatureCache
+from modeling_xacle.checkpoints import fingerprints
+from modeling_xacle.data.pairs import make_dataset
+from modeling_xacle.training.collators import AUGMENTATION_SEED, PairCollator, SpecAugment, TrainingRows
+from modeling_xacle.training.feature_cache import AudioFeatureCache
 
 AUGMENT = SpecAugment(40, 300)
 

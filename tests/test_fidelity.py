@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from modeling_xacle import XacleModel
-from modeling_xacle.freezing import choose_trained
-from modeling_xacle.recipes import parse_arguments
-from modeling_xacle.trainers import PairTrainer
+from modeling_xacle.training.freezing import choose_trained
+from modeling_xacle.training.recipes import parse_arguments
+from modeling_xacle.training.trainers import PairTrainer
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from transformers import AutoProcessor, pipeline
 
 import run_stage
 from modeling_xacle import DEFAULT_MODEL, XacleForConditionalGeneration, XacleModel
-from modeling_xacle.data import make_dataset, save_dataset
-from modeling_xacle.diagnostics import TOLERANCES, self_check_inputs
+from modeling_xacle.data.pairs import make_dataset, save_dataset
 from modeling_xacle.feature_extraction_xacle import XacleFeatureExtractor
+from modeling_xacle.scoring.diagnostics import TOLERANCES, self_check_inputs
 
 DEVICE = os.environ.get("XACLE_TEST_DEVICE", "cuda")
 ON_GPU = DEVICE == "cuda"

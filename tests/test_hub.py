@@ -14,8 +14,8 @@ from hub_server import TOKEN, HubServer
 from huggingface_hub import DatasetCard, ModelCard
 from transformers import pipeline
 
-from modeling_xacle.data import make_dataset, save_dataset
-from modeling_xacle.diagnostics import model_info
+from modeling_xacle.data.pairs import make_dataset, save_dataset
+from modeling_xacle.scoring.diagnostics import model_info
 
 ROOT = PARITY.parents[2]
 CLIP = str(PARITY / "wav" / "b_16k_3s.wav")

@@ -17,8 +17,8 @@ import torch
 from conftest import run_script
 from test_clap import SAMPLING_RATE, make_clip, save_teacher
 
-from modeling_xacle.clap import ClapTeacher, separation_auc
-from modeling_xacle.data import check_rows, load_pairs, make_dataset, save_dataset
+from modeling_xacle.data.pairs import check_rows, load_pairs, make_dataset, save_dataset
+from modeling_xacle.judges.clap import ClapTeacher, separation_auc
 
 SCRIPT = Path(__file__).parents[1] / "dataset_scripts" / "label_with_clap.py"
 REPOSITORY = SCRIPT.parents[1]

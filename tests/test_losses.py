@@ -9,7 +9,7 @@ from conftest import EXPECTED, run_processes
 from torch import distributed
 from torch.nn.functional import mse_loss
 
-from modeling_xacle.losses import (
+from modeling_xacle.training.losses import (
     COMPARING_LOSSES,
     LOSSES,
     clipped_contrastive_loss,

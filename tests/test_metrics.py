@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_xacle import metrics
-from modeling_xacle.metrics import (
+from modeling_xacle.evaluation import metrics
+from modeling_xacle.evaluation.metrics import (
     METRICS,
     alignment_metrics,
     bootstrap_intervals,

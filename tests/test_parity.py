@@ -9,8 +9,8 @@ import torch
 from conftest import EXPECTED, PARITY
 from transformers import AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification, pipeline
 
-from modeling_xacle.conversion import convert_beats
-from modeling_xacle.conversion_tmu import convert_tmu
+from modeling_xacle.checkpoints.conversion import convert_beats
+from modeling_xacle.checkpoints.conversion_tmu import convert_tmu
 
 CLIPS = ["b_16k_3s.wav", "c_44k_stereo_12s.wav"]
 

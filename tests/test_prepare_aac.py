@@ -14,7 +14,7 @@ import pytest
 import soundfile
 from conftest import run_script
 
-from modeling_xacle.data import check_rows, load_pairs
+from modeling_xacle.data.pairs import check_rows, load_pairs
 
 SCRIPT = Path(__file__).parents[1] / "dataset_scripts" / "prepare_aac.py"
 AUDIOCAPS_HEADER = ["audiocap_id", "youtube_id", "start_time", "caption"]

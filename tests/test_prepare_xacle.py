@@ -12,7 +12,7 @@ import pytest
 import soundfile
 from conftest import run_script
 
-from modeling_xacle.data import check_rows, load_pairs
+from modeling_xacle.data.pairs import check_rows, load_pairs
 
 SCRIPT = Path(__file__).parents[1] / "dataset_scripts" / "prepare_xacle.py"
 NAMES = [f"{number:05d}.wav" for number in range(4)]

@@ -13,8 +13,8 @@ from test_clap import save_teacher
 from transformers import pipeline
 
 import run_stage
-from modeling_xacle.cli import app, main
-from modeling_xacle.data import load_pairs, make_dataset, save_dataset
+from modeling_xacle.cli.main import app, main
+from modeling_xacle.data.pairs import load_pairs, make_dataset, save_dataset
 
 ROOT = PARITY.parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

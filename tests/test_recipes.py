@@ -7,8 +7,8 @@ import pytest
 import yaml
 from transformers import TrainingArguments
 
-from modeling_xacle import recipes
-from modeling_xacle.recipes import StageArguments, list_size, parse_arguments, recipe, share_of_batch
+from modeling_xacle.training import recipes
+from modeling_xacle.training.recipes import StageArguments, list_size, parse_arguments, recipe, share_of_batch
 
 COMMON = {
     "weight_decay": 0.01,

@@ -15,10 +15,11 @@ from conftest import run_processes
 from transformers import AutoModel, AutoProcessor
 
 import run_stage
-from modeling_xacle import resuming, training
-from modeling_xacle.data import load_pairs, make_dataset, save_dataset
-from modeling_xacle.fingerprints import split_fingerprint
-from modeling_xacle.recipes import parse_arguments
+from modeling_xacle.checkpoints.fingerprints import split_fingerprint
+from modeling_xacle.data.pairs import load_pairs, make_dataset, save_dataset
+from modeling_xacle.training import resuming
+from modeling_xacle.training.recipes import parse_arguments
+from modeling_xacle.training.run import load_splits, load_start
 
 ROWS, VALIDATION = 8, 4
 
@@ -68,8 +69,8 @@ def command(pairs, start, tmp_path):
 def look(arguments):
     """What a command finds in its output folder, before it trains."""
     stage, args = parse_arguments(arguments)
-    splits = training.load_splits(stage, 4)
-    return resuming.find_run(stage, args, *training.load_start(stage), splits)
+    splits = load_splits(stage, 4)
+    return resuming.find_run(stage, args, *load_start(stage), splits)
 
 
 def add_checkpoint(output, step, max_steps=2):

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from modeling_xacle.data import read_table
-from modeling_xacle.score_tables import (
+from modeling_xacle.data.pairs import read_table
+from modeling_xacle.evaluation.score_tables import (
     REFERENCE_COLUMNS,
     join_tables,
     merge_as_official,

@@ -27,13 +27,16 @@ from conftest import PARITY, SAMPLING_RATE
 from test_clap import CAPTIONS, make_clip, save_teacher
 from transformers import ByT5Tokenizer
 
-from modeling_xacle import fingerprints, pair_sources
-from modeling_xacle.clap import ClapTeacher
-from modeling_xacle.data import make_dataset, save_dataset
+from modeling_xacle.checkpoints import fingerprints
+from modeling_xacle.data import sources
+from modeling_xacle.data.pairs import make_dataset, save_dataset
+from modeling_xacle.data.sources import Clip, PairSource
 from modeling_xacle.feature_extraction_xacle import load_waveform
-from modeling_xacle.pair_sources import Clip, PairSource
+from modeling_xacle.judges.clap import ClapTeacher
 from modeling_xacle.pipeline_xacle import AudioTextAlignmentPipeline
-from modeling_xacle.scoring import (
+from modeling_xacle.scoring.files import RecordReader, ScoringFiles, read_records
+from modeling_xacle.scoring.groups import CLIPS_PER_GROUP, ClipLoader, PassSize, groups_of
+from modeling_xacle.scoring.table import (
     TableOptions,
     describe,
     load_scorer,
@@ -42,8 +45,6 @@ from modeling_xacle.scoring import (
     scorer_settings,
     scorer_signature,
 )
-from modeling_xacle.scoring_files import RecordReader, ScoringFiles, read_records
-from modeling_xacle.scoring_groups import CLIPS_PER_GROUP, ClipLoader, PassSize, groups_of
 
 ROOT = Path(__file__).parents[1]
 TEXTS = ["beep", "A dog barks", "Rain falls, while a man speaks", "a bell"]
@@ -222,7 +223,7 @@ def test_ten_thousand_rows_are_all_accounted_for(align, clips, tmp_path):
 
 
 def test_memory_does_not_grow_with_the_table(align, clips, tmp_path, monkeypatch):
-    monkeypatch.setattr(pair_sources.PairSource.blocks, "__defaults__", (512, 2**28))
+    monkeypatch.setattr(sources.PairSource.blocks, "__defaults__", (512, 2**28))
     stand_in, peaks = StandIn(align), []
     for count in (1000, 2000, 8000):
         write_rows(clips / f"{count}.csv", many_rows(count))
@@ -250,7 +251,7 @@ def one_thread():
 
 
 def test_killed_anywhere_and_continued_gives_the_same_bytes(align, clips, tmp_path, monkeypatch, one_thread):
-    monkeypatch.setattr(pair_sources.PairSource.blocks, "__defaults__", (400, 2**28))
+    monkeypatch.setattr(sources.PairSource.blocks, "__defaults__", (400, 2**28))
     pairs = PairSource(write_rows(clips / "killed.csv", many_rows(6000)))
     whole, killed = tmp_path / "whole" / "o.csv", tmp_path / "killed" / "o.csv"
     whole.parent.mkdir()
@@ -271,7 +272,7 @@ def test_killed_anywhere_and_continued_gives_the_same_bytes(align, clips, tmp_pa
 
 
 def test_shares_are_disjoint_and_another_number_of_processes_continues(align, clips, tmp_path, monkeypatch):
-    monkeypatch.setattr(pair_sources.PairSource.blocks, "__defaults__", (400, 2**28))
+    monkeypatch.setattr(sources.PairSource.blocks, "__defaults__", (400, 2**28))
     pairs = PairSource(write_rows(clips / "shared.csv", many_rows(3000)))
     score_table(StandIn(align), pairs, tmp_path / "whole.csv")
     files, options = ScoringFiles(tmp_path / "o.csv", describe(align, pairs, TableOptions())), TableOptions()

@@ -18,10 +18,12 @@ from safetensors.torch import save_file
 from test_training import ROOT, SUBPROCESS_SECONDS, command, every, pairs  # noqa: F401
 
 import run_stage
-from modeling_xacle import progress, training
-from modeling_xacle.data import load_pairs, make_dataset, save_dataset
-from modeling_xacle.recipes import StageArguments
-from modeling_xacle.saving import saving
+from modeling_xacle.data.files import saving
+from modeling_xacle.data.pairs import load_pairs, make_dataset, save_dataset
+from modeling_xacle.training import progress
+from modeling_xacle.training.recipes import StageArguments
+from modeling_xacle.training.run import load_splits, tell_stop
+from modeling_xacle.training.trainers import StageTrainer
 
 # ruff: noqa: F811
 
@@ -117,7 +119,7 @@ def test_ctrl_c_tells_what_is_saved(pairs, model_folder, tmp_path):
 
 def test_stopped_before_the_first_checkpoint(tmp_path):
     (tmp_path / "checkpoint-2").mkdir()  # half written
-    assert training.tell_stop(tmp_path) == f"stopped: {tmp_path} has no checkpoint yet; the same command begins anew."
+    assert tell_stop(tmp_path) == f"stopped: {tmp_path} has no checkpoint yet; the same command begins anew."
 
 
 @pytest.fixture
@@ -154,14 +156,14 @@ def test_a_half_written_folder_is_removed(write, tmp_path, full_disk):
 
 
 def test_a_full_disk_keeps_earlier_checkpoints(pairs, model_folder, tmp_path, monkeypatch):
-    write = training.StageTrainer._save
+    write = StageTrainer._save
 
     def fail(self, folder=None, *args, **kwargs):
         write(self, folder, *args, **kwargs)
         if folder.endswith("checkpoint-4"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(training.StageTrainer, "_save", fail)
+    monkeypatch.setattr(StageTrainer, "_save", fail)
     with pytest.raises(OSError, match=r"checkpoint-4 could not be written and was removed: .*No space left on device"):
         run_stage.main(command(3, pairs, model_folder, tmp_path, *every(2)))
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
@@ -174,15 +176,15 @@ def stage_of(data, **settings):
 def test_a_missing_split_tells_the_remedy(pairs, tmp_path):
     save_dataset({name: load_pairs(pairs, "train") for name in ("train", "test")}, tmp_path / "data")
     with pytest.raises(ValueError, match=r"name another \(--validation_split test\), or make .*prepare_xacle\.py"):
-        training.load_splits(stage_of(tmp_path / "data"), 8)
+        load_splits(stage_of(tmp_path / "data"), 8)
     with pytest.raises(ValueError, match=r"split learning: .*name another \(--train_split t"):
-        training.load_splits(stage_of(tmp_path / "data", train_split="learning"), 8)
+        load_splits(stage_of(tmp_path / "data", train_split="learning"), 8)
 
 
 def test_equal_labels_are_a_warning(pairs, tmp_path, caplog):
     rows = [{**row, "label": 0.5} for row in load_pairs(pairs, "train").to_list()]
     save_dataset({name: make_dataset(rows) for name in ("train", "validation")}, tmp_path / "data")
-    training.load_splits(stage_of(tmp_path / "data"), 8)
+    load_splits(stage_of(tmp_path / "data"), 8)
     assert [message.split(": ", 1)[1] for message in caplog.messages] == [
         "all 24 labels are 0.5, so there is no order to learn.",
         "all 24 labels are 0.5, so there is no order to measure: correlations are undefined (told as 0).",

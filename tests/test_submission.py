@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from modeling_xacle.submission import (
+from modeling_xacle.evaluation.submission import (
     check_description,
     describe_systems,
     pack,

@@ -22,7 +22,7 @@ import synthesis_words as words
 import synthesize
 
 from modeling_xacle import XacleFeatureExtractor
-from modeling_xacle.data import check_rows, load_pairs
+from modeling_xacle.data.pairs import check_rows, load_pairs
 
 SCRIPTS = Path(__file__).parent.parent / "dataset_scripts"
 

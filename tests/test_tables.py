@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from modeling_xacle.calibration import ScoreCalibration, calibrate_table, save_calibration
-from modeling_xacle.data import read_table
-from modeling_xacle.score_tables import read_score_table
-from modeling_xacle.tables import TABLE_SUFFIXES, write_table
+from modeling_xacle.data.pairs import read_table
+from modeling_xacle.data.tables import TABLE_SUFFIXES, write_table
+from modeling_xacle.evaluation.calibrate import ScoreCalibration, calibrate_table, save_calibration
+from modeling_xacle.evaluation.score_tables import read_score_table
 
 ROWS = [
     {"id": "a", "text": 'Rain, "heavy"\tand wind', "score": 2.5, "ratings": [1, 4], "notes": None},

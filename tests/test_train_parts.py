@@ -11,9 +11,9 @@ import torch
 from conftest import run_script
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForLanguageModeling
 
-from modeling_xacle.building import init_model
-from modeling_xacle.conversion import load_beats
-from modeling_xacle.data import make_dataset, save_dataset
+from modeling_xacle.checkpoints.building import init_model
+from modeling_xacle.checkpoints.conversion import load_beats
+from modeling_xacle.data.pairs import make_dataset, save_dataset
 from modeling_xacle.feature_extraction_xacle import XacleFeatureExtractor
 
 FOLDER = Path(__file__).parents[1] / "dataset_scripts"

@@ -13,8 +13,8 @@ from conftest import run_script
 from torch.nn.functional import cross_entropy
 from transformers import AutoModel, AutoProcessor
 
-from modeling_xacle.clap import ClapTeacher, separation_auc
-from modeling_xacle.data import load_pairs, make_dataset, save_dataset
+from modeling_xacle.data.pairs import load_pairs, make_dataset, save_dataset
+from modeling_xacle.judges.clap import ClapTeacher, separation_auc
 
 SCRIPT = Path(__file__).parents[1] / "dataset_scripts" / "train_teacher.py"
 SAMPLING_RATE = 16000

@@ -17,16 +17,17 @@ from safetensors.torch import load_file
 from transformers import AutoModelForMultimodalLM, TrainerCallback, pipeline
 
 import run_stage
-from modeling_xacle import XacleModel, training
-from modeling_xacle.batches import CaptionCollator
-from modeling_xacle.building import init_model
-from modeling_xacle.calibration import fit_calibration
-from modeling_xacle.data import load_pairs, make_dataset, save_dataset
-from modeling_xacle.freezing import alignment_model, choose_trained
-from modeling_xacle.metrics import alignment_metrics
+from modeling_xacle import XacleModel
+from modeling_xacle.checkpoints.building import init_model
+from modeling_xacle.data.pairs import load_pairs, make_dataset, save_dataset
+from modeling_xacle.evaluation.calibrate import fit_calibration
+from modeling_xacle.evaluation.metrics import alignment_metrics
 from modeling_xacle.modeling_beats import BeatsModel
-from modeling_xacle.recipes import parse_arguments
-from modeling_xacle.resuming import total_batch_size, train
+from modeling_xacle.training.collators import CaptionCollator
+from modeling_xacle.training.freezing import alignment_model, choose_trained
+from modeling_xacle.training.recipes import parse_arguments
+from modeling_xacle.training.resuming import total_batch_size, train
+from modeling_xacle.training.run import check_lists, check_processes, load_splits, load_start, make_trainer
 
 ROOT = Path(__file__).parents[1]
 WORDS = ("rain", "wind", "a dog", "a bell", "an owl", "waves")
@@ -159,9 +160,9 @@ class Spy(TrainerCallback):
 
 def run_with_spy(arguments):
     stage, args = parse_arguments(arguments)
-    splits = training.load_splits(stage, total_batch_size(args))
-    model, processor = training.load_start(stage)
-    trainer = training.make_trainer(stage, args, choose_trained(model, stage), processor, *splits)
+    splits = load_splits(stage, total_batch_size(args))
+    model, processor = load_start(stage)
+    trainer = make_trainer(stage, args, choose_trained(model, stage), processor, *splits)
     spy = Spy()
     trainer.add_callback(spy)
     train(trainer, None)
@@ -269,9 +270,9 @@ def test_captioning_goes_on_beside_the_list_loss(pairs, likelihood_folder, tmp_p
     losses = []
     for weight in (0, 3):
         stage, args = parse_arguments(command(2, pairs, likelihood_folder, tmp_path, "--caption_weight", weight))
-        model, processor = training.load_start(stage)
-        splits = training.load_splits(stage, 8)
-        trainer = training.make_trainer(stage, args, choose_trained(model, stage), processor, *splits)
+        model, processor = load_start(stage)
+        splits = load_splits(stage, 8)
+        trainer = make_trainer(stage, args, choose_trained(model, stage), processor, *splits)
         with torch.no_grad():
             losses.append(trainer.compute_loss(model.eval(), trainer.data_collator(rows)).item())
     captioner, collate = AutoModelForMultimodalLM.from_pretrained(likelihood_folder).eval(), CaptionCollator(processor)
@@ -341,7 +342,7 @@ def test_both_passes_over_accumulated_batches_draw_alike(pairs, model_folder, tm
 def test_lists_of_one_pair_are_refused(pairs, model_folder, tmp_path, monkeypatch):
     def check(*more):
         stage, args = parse_arguments(command(3, pairs, model_folder, tmp_path / "out", *more))
-        training.check_lists(stage, args, TRAIN)
+        check_lists(stage, args, TRAIN)
 
     one = ["--per_device_train_batch_size", 1]
     for loss in ("listnet", "listnet_mse", "clipped_contrastive"):
@@ -468,7 +469,7 @@ def test_processes_that_would_train_alone_are_refused(pairs, model_folder, tmp_p
     stage, args = parse_arguments(command(3, pairs, model_folder, tmp_path))
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="2 processes were started, but each would train alone"):
-        training.check_processes(stage, args)
+        check_processes(stage, args)
 
 
 @pytest.fixture

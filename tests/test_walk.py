@@ -10,8 +10,8 @@ import pytest
 from conftest import PARITY
 
 import run_stage
-from modeling_xacle.cli import main
-from modeling_xacle.data import load_pairs, read_table
+from modeling_xacle.cli.main import main
+from modeling_xacle.data.pairs import load_pairs, read_table
 
 ROOT = PARITY.parents[2]
 WALK = (ROOT / "docs" / "walk.md").read_text(encoding="utf-8")

@@ -7,7 +7,7 @@ from conftest import PARITY, SAMPLING_RATE
 from peft import LoraConfig, TaskType, get_peft_model
 from transformers import AutoConfig, AutoModel, AutoModelForMultimodalLM, AutoProcessor
 
-from modeling_xacle.building import init_model
+from modeling_xacle.checkpoints.building import init_model
 
 CAPTIONS = ["A dog barks", "Rain falls on a tin roof"]
 

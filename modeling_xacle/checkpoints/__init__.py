@@ -1,0 +1,1 @@
+"""Where models come from: published checkpoints, parts, and what tells one from another."""

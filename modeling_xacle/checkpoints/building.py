@@ -1,0 +1,156 @@
+"""An untrained alignment model from pretrained parts (`xacle init`): where stage 1 starts."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from ..configuration_xacle import XacleConfig
+from ..modeling_xacle import XacleModel
+from .conversion import (
+    ConversionError,
+    add_special_tokens,
+    causal_config,
+    load_beats,
+    load_exactly,
+    provenance,
+    save_model,
+)
+
+logger = logging.get_logger(__name__)
+
+LONGEST_CAPTION = 256  # tokens, as the processor cuts them
+TRIED_TOKENS = 16
+
+
+def build_model(
+    beats: str | Path, llm: str, seed: int = 0, **config_fields: Any
+) -> tuple[XacleModel, PreTrainedTokenizerBase]:
+    """
+    An untrained alignment model from pretrained parts. Projector and score head are random.
+
+    Args:
+        beats (`str`): What [`load_beats`] takes.
+        llm (`str`): Folder or Hub id of a causal language model.
+        seed (`int`): Of the random parts.
+        config_fields: Fields of [`XacleConfig`] other than their defaults.
+
+    Raises:
+        ConversionError: Not a BEATs encoder, or a language model that some stage could not train; the reason is told.
+    """
+    tower = load_beats(beats)
+    if tower.classifier:
+        logger.warning(f"{beats} was fine-tuned; its class predictor is left out.")
+    unknown = sorted(set(config_fields) - {field.name for field in fields(XacleConfig)})
+    if unknown:
+        raise TypeError(f"XacleConfig has no field {', '.join(unknown)}.")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        causal, tokenizer, token_ids = load_language_model(llm)
+        text_config, decoder, head = causal.config, causal.base_model, causal.get_output_embeddings()
+        text_config._name_or_path = provenance(llm)
+        text_config.eos_token_id = tokenizer.eos_token_id  # a caption's end, in training, likelihood and generation
+        tower.config._name_or_path = provenance(str(beats))
+        config_fields.setdefault("projector_intermediate_size", 4 * text_config.hidden_size)  # the published ratio
+        is_tied = head.weight is decoder.get_input_embeddings().weight
+        config = XacleConfig(
+            audio_config=tower.config,
+            text_config=text_config,
+            tie_word_embeddings=is_tied,
+            **token_ids,
+            **config_fields,
+        )
+        check_room(config, llm)
+        model = XacleModel(config)
+    load_exactly(model.audio_tower, tower.encoder, str(beats))
+    load_exactly(model.language_model, decoder.state_dict(), llm)
+    if not is_tied:
+        load_exactly(model.lm_head, head.state_dict(), llm)
+    return model, tokenizer
+
+
+def load_language_model(llm: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, int]]:
+    """
+    A causal language model in fp32 that knows the special tokens, its tokenizer, and the fields of [`XacleConfig`] with
+    the tokens' ids. New rows of the embedding, if any, are random.
+
+    Raises:
+        ConversionError: A model of another kind, or one that cannot be the alignment model's; the reason is told.
+    """
+    causal_config(llm)
+    tokenizer = AutoTokenizer.from_pretrained(llm)
+    if tokenizer.eos_token_id is None:
+        raise ConversionError(
+            f"{llm}: its tokenizer has no token that ends a text, which captions need: set its eos_token."
+        )
+    token_ids = add_special_tokens(tokenizer)
+    causal = AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32).eval()
+    causal.resize_token_embeddings(token_ids["audio_token_id"] + 1)
+    check_language_model(causal, llm)
+    return causal, tokenizer, token_ids
+
+
+@torch.no_grad()
+def check_language_model(causal: PreTrainedModel, llm: str) -> None:
+    """
+    Try a causal language model on some tokens in the form in which [`XacleModel`] uses it: embeddings into its decoder,
+    whose states a linear layer turns into logits.
+
+    Raises:
+        ConversionError: It is not the same model in this form.
+    """
+    decoder, head = causal.base_model, causal.get_output_embeddings()
+    wanted = type(AutoModel.from_config(causal.config)) if isinstance(head, nn.Linear) else None
+    if wanted is not type(decoder) or head.bias is not None:
+        raise _refusal(llm, causal, "its output layer is not one linear layer without a bias on its decoder's states")
+    embedding = decoder.get_input_embeddings()
+    if embedding.weight.shape[1] != causal.config.hidden_size:
+        raise _refusal(llm, causal, "its embeddings have another width than its hidden states")
+    ids = torch.arange(TRIED_TOKENS)[None] % len(embedding.weight)
+    states = decoder(inputs_embeds=embedding(ids), use_cache=False).last_hidden_state  # (1, S, H)
+    logits = head(states)  # -> (1, S, V)
+    limit = getattr(causal.config, "final_logit_softcapping", None)
+    logits = logits if limit is None else limit * torch.tanh(logits / limit)
+    if not _agree(logits, causal(input_ids=ids, use_cache=False).logits):
+        raise _refusal(llm, causal, "its logits are not its output layer's, but scaled or changed otherwise")
+    beginning = decoder(inputs_embeds=embedding(ids[:, : TRIED_TOKENS // 2]), use_cache=False).last_hidden_state
+    if not _agree(beginning, states[:, : TRIED_TOKENS // 2]):
+        raise _refusal(llm, causal, "its tokens see those after them")
+
+
+def _agree(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether two tensors of the same shape are equal up to rounding."""
+    return bool((found - expected).abs().max() <= 1e-3 * expected.abs().max())
+
+
+def _refusal(llm: str, causal: PreTrainedModel, reason: str) -> ConversionError:
+    return ConversionError(
+        f"{llm}: this {causal.config.model_type} model cannot be the language model: {reason}. Take another with --llm."
+    )
+
+
+def check_room(config: XacleConfig, llm: str) -> None:
+    """
+    Whether the sound and the longest caption fit the language model.
+
+    Raises:
+        ConversionError: They do not.
+    """
+    places = getattr(config.text_config, "max_position_embeddings", None)
+    needed = LONGEST_CAPTION + config.num_audio_tokens + 4  # [AUDIO_START], [AUDIO_END], [SCORE] or end, BOS
+    if places is not None and places < needed:
+        raise ConversionError(
+            f"{llm}: has {places} positions, but {config.num_audio_tokens} audio tokens and the longest caption need "
+            f"{needed}: take another with --llm, or fewer audio tokens."
+        )
+
+
+def init_model(beats: str | Path, llm: str, output: str | Path, seed: int = 0, **config_fields: Any) -> XacleModel:
+    """Build an untrained model with [`build_model`] and save its folder."""
+    model, tokenizer = build_model(beats, llm, seed, **config_fields)
+    save_model(output, model, tokenizer)
+    return model

@@ -1,0 +1,112 @@
+"""Where a model's parts come from and what they may be used for, as far as its config and its card tell."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import DatasetCard, ModelCard, ModelCardData
+from transformers.utils import cached_file
+from transformers.utils.hub import extract_commit_hash
+
+from ..configuration_xacle import XacleConfig
+
+CARD = "README.md"
+UNKNOWN = "unknown"
+UNNAMED = "a dataset without a name"
+TMU_SOURCE, TMU_LICENCE = "Atotti/xacle-tmu-2026", "cc-by-nc-4.0"
+# What a source's name begins with, without its folder and in lower case -> its licence, by the Hub's name for it.
+LICENCES = {
+    r"beats_iter\d": "mit",
+    r"xacle-tmu-2026": TMU_LICENCE,
+    r"qwen2(\.5)?-(0\.5b|1\.5b)": "apache-2.0",
+    r"qwen3-": "apache-2.0",
+    r"smollm": "apache-2.0",
+}
+
+
+def licence_of(source: str) -> str:
+    """The licence of a source that is known by its name; `unknown` of any other."""
+    name = source.rsplit("/", 1)[-1].lower()
+    return next((licence for pattern, licence in LICENCES.items() if re.match(pattern, name)), UNKNOWN)
+
+
+def made_from(config: XacleConfig) -> list[dict[str, str]]:
+    """The pretrained parts that a model was first built from: `part`, `source` and `licence`, or `unknown`."""
+    found = []
+    for part, settings in (("audio encoder", config.audio_config), ("language model", config.text_config)):
+        source = settings._name_or_path or UNKNOWN
+        found.append({"part": part, "source": source, "licence": licence_of(source)})
+    return found
+
+
+def commit_of(model: str | Path, revision: str | None = None) -> str | None:
+    """The commit, 40 hex digits, that a revision of a model on the Hub is loaded from; `None` for a folder."""
+    return extract_commit_hash(cached_file(str(model), "config.json", revision=revision), None)
+
+
+def read_card(model: str | Path, revision: str | None = None) -> ModelCardData | None:
+    """
+    Metadata of a model's card; `None` without a card.
+
+    Args:
+        model (`str` or `Path`): Folder or Hub id.
+        revision (`str`, *optional*): Revision of a Hub id.
+
+    Raises:
+        ValueError: The card's metadata is broken.
+    """
+    options: dict[str, Any] = dict.fromkeys(
+        ("_raise_exceptions_for_missing_entries", "_raise_exceptions_for_connection_errors"), False
+    )
+    path = cached_file(str(model), CARD, revision=revision, **options)
+    return ModelCard.load(path).data if path else None
+
+
+def dataset_name(name_or_path: str | Path) -> str:
+    """
+    What a dataset calls itself: `pretty_name` in its card's metadata, or else the card's title; of one on the Hub its
+    id. The name of a folder says nothing of what is in it.
+    """
+    folder = Path(name_or_path)
+    if not folder.exists():
+        return str(name_or_path)
+    if not (folder / CARD).is_file():
+        return UNNAMED
+    card = DatasetCard.load(folder / CARD)
+    title = re.search(r"^# (.+)$", card.text, re.MULTILINE)
+    return card.data.pretty_name or (title[1].strip() if title else UNNAMED)
+
+
+TMU_TEXT = """# {name}
+
+Predicts how well a sound matches a caption, from 0 (not at all) to 10 (exactly): the TMU system of the XACLE challenge,
+converted by modeling-xacle from `{source}`.
+
+```python
+from transformers import pipeline
+
+align = pipeline("audio-text-alignment", model="{name}", trust_remote_code=True)
+align({{"audio": "dog.wav", "text": "A dog barks twice"}})
+```
+
+The published weights, converted or not, may not be used commercially (CC-BY-NC-4.0), nor may what is trained from them.
+They rank pairs but were not trained to hit the 0-10 scale. The BEATs encoder inside is MIT, Qwen2.5-0.5B-Instruct
+Apache-2.0.
+
+*The TMU System for the XACLE Challenge: Training Large Audio Language Models with CLAP Pseudo-Labels*, 2026,
+[arXiv:2602.00604](https://arxiv.org/abs/2602.00604).
+"""
+
+
+def write_tmu_card(folder: Path, source: str | Path) -> None:
+    """Write the card of a converted checkpoint of the published system, whose licence binds it."""
+    metadata = ModelCardData(
+        language="en",
+        license=TMU_LICENCE,
+        library_name="transformers",
+        pipeline_tag="audio-text-alignment",
+        base_model=TMU_SOURCE,
+        tags=["xacle", "audio", "audio-text-alignment", "arxiv:2602.00604"],
+    )
+    text = TMU_TEXT.format(name=folder.name, source=Path(source).name if Path(source).exists() else source)
+    ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{text}").save(folder / CARD)

@@ -1,0 +1,92 @@
+"""The commands that make one of several tables of scores: `xacle ensemble` and `xacle submit`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..evaluation import ensemble as ensembling
+from ..evaluation import ensemble_tables, submission
+from .evaluate import TABLE, AsJson, Key, PredictionColumn, ReferenceColumn, columns_of
+
+
+def ensemble(
+    tables: Annotated[list[Path], typer.Argument(help="Tables of scores of the same pairs, one a system.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help=f"{TABLE} to write: the first table with `score`.")],
+    reference: Annotated[
+        Path | None, typer.Option(help="Table of the listeners' mean scores: also judge, and fit nnls and svr.")
+    ] = None,
+    method: Annotated[
+        ensembling.Method | None,
+        typer.Option(
+            help="Mean of scores, of standardised scores or of ranks; or fitted, out of fold, by non-negative least "
+            "squares or support vector regression. Default: mean."
+        ),
+    ] = None,
+    leave_one_out: Annotated[
+        bool, typer.Option("--leave-one-out", help="Also show the ensemble without each system.")
+    ] = False,
+    save_weights: Annotated[Path | None, typer.Option(help="JSON file for the weights fitted on all pairs.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Apply weights that --save-weights wrote.")] = None,
+    folds: Annotated[int, typer.Option(min=2, help="Parts that the clips are split into for fitting.")] = 5,
+    resamples: Annotated[int, typer.Option(min=1, help="Bootstrap resamples of --leave-one-out.")] = 2000,
+    seed: Annotated[int, typer.Option(help="Of the split and of the bootstrap.")] = 0,
+    key: Key = None,
+    prediction_column: PredictionColumn = None,
+    reference_column: ReferenceColumn = None,
+    as_json: AsJson = False,
+) -> None:
+    """Combine the scores of several systems, without fitting anything on what it is judged by."""
+    if weights is not None and (method or save_weights or leave_one_out):
+        raise typer.BadParameter("--weights goes without --method, --save-weights and --leave-one-out")
+    ensemble_tables.check_output(output, [*tables, reference, weights])
+    columns = columns_of(key, prediction_column, reference_column)
+    members = ensemble_tables.read_members(tables, reference, **columns)
+    method = method or "mean"
+    if weights is not None:
+        combined, report = ensemble_tables.apply_weights(weights, members)
+    else:
+        combined, report = ensemble_tables.combine_members(members, method, folds, seed, leave_one_out, resamples)
+    if save_weights is not None:
+        ensemble_tables.save_weights(save_weights, method, members)
+    ensemble_tables.write_ensemble(output, members.table, combined, columns.get("prediction_columns", ()))
+    if as_json:
+        typer.echo(json.dumps({**report, "output": str(output)}, indent=2, ensure_ascii=False))
+    else:
+        typer.echo(ensemble_tables.report_text(report), nl=False)
+        typer.echo(f"{report['pairs']} pairs of {len(tables)} systems combined by {report['method']}: {output}")
+
+
+def submit(
+    scores: Annotated[list[Path], typer.Argument(help="Tables of scores of the test clips, one a system.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="ZIP file to write.")],
+    reference: Annotated[
+        Path | None, typer.Option(help="Table with the file names that must be there. Default: any 3,000.")
+    ] = None,
+    name: Annotated[list[str] | None, typer.Option(help="Name of the system; one for each table.")] = None,
+    description: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="YAML file with the fields name, authors, contact, external_data, models; one for all systems or for "
+            "each. What it has is not given as an option."
+        ),
+    ] = None,
+    author: Annotated[list[str] | None, typer.Option(help="An author; may be repeated.")] = None,
+    contact: Annotated[str | None, typer.Option(help="E-mail address.")] = None,
+    external_data: Annotated[
+        list[str] | None, typer.Option(help="Data used beside the training split; may be repeated. Default: none.")
+    ] = None,
+    pretrained: Annotated[list[str] | None, typer.Option(help="A model that was used; may be repeated.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check scores of the challenge's test set and pack them with a description of each system."""
+    options = {"authors": author, "contact": contact, "external_data": external_data, "models": pretrained}
+    described = submission.describe_systems(options, name or [], description or [], len(scores))
+    files, warnings = submission.submit_tables(scores, described, output, reference)
+    for warning in warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    if as_json:
+        typer.echo(json.dumps({"output": str(output), "files": files, "warnings": warnings}, ensure_ascii=False))
+    else:
+        typer.echo(f"{', '.join(files)}: {output}")

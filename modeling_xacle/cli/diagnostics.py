@@ -1,0 +1,39 @@
+"""`xacle info` and `xacle doctor`."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from .. import DEFAULT_MODEL
+from ..scoring import diagnostics
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def info(
+    model: Annotated[str, typer.Argument(help="Folder or Hub id.")] = DEFAULT_MODEL,
+    revision: Annotated[str | None, typer.Option(help="Revision of a Hub id.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what a model is: parts and their licences, training, metrics, and the signature of its scores."""
+    found = diagnostics.model_info(model, revision)
+    lines = [json.dumps(found, indent=2, ensure_ascii=False)] if as_json else diagnostics.info_lines(found)
+    typer.echo("\n".join(lines))
+
+
+def doctor(
+    as_json: AsJson = False,
+    write: Annotated[
+        bool, typer.Option("--write", hidden=True, help="Write the scores that a new bundled model has to give.")
+    ] = False,
+) -> None:
+    """Tell whether this installation works, in a block for a bug report; exit code 1 where it does not."""
+    if write:
+        typer.echo(diagnostics.write_expected())
+        return
+    report = diagnostics.diagnose()
+    lines = [json.dumps(report, indent=2, ensure_ascii=False)] if as_json else diagnostics.report_lines(report)
+    typer.echo("\n".join(lines))
+    if not report["healthy"]:
+        raise typer.Exit(1)

@@ -1,0 +1,171 @@
+"""The commands that judge scores: `xacle evaluate`, `xacle compare` and `xacle calibrate`."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..data.files import write_whole
+from ..data.tables import check_table_suffix
+from ..evaluation import calibrate as calibration
+from ..evaluation import compare as comparison
+from ..evaluation import evaluate as evaluation
+from ..evaluation import figures
+from ..evaluation import report as reporting
+from ..evaluation.score_tables import PREDICTION_COLUMNS
+
+TABLE = "CSV, TSV, JSON lines or Parquet file"
+
+Reference = Annotated[Path, typer.Argument(help="Table of the listeners' mean scores, one row a pair.")]
+Key = Annotated[
+    list[str] | None,
+    typer.Option(help="Column that tells rows apart; may be repeated. Default: id, or else the sound (and caption)."),
+]
+PredictionColumn = Annotated[
+    str | None, typer.Option(help="Column of the predictions. Default: pred_score, prediction_score or score.")
+]
+ReferenceColumn = Annotated[
+    str | None, typer.Option(help="Column of the listeners' means. Default: average_score, ... or score.")
+]
+Resamples = Annotated[int, typer.Option(min=1, help="Of the bootstrap (and of the permutation test).")]
+Seed = Annotated[int, typer.Option(help="Of all that is random.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def columns_of(key: list[str] | None, prediction: str | None, reference: str | None) -> dict[str, Any]:
+    """The options that name columns, as the readers of score tables take them."""
+    chosen = {"prediction_columns": prediction and [prediction], "reference_columns": reference and [reference]}
+    return {"key_columns": key or None, **{name: value for name, value in chosen.items() if value}}
+
+
+def warn_of_dropped(pairs: evaluation.EvaluationPairs) -> None:
+    """Say on stderr which rows are not in the numbers."""
+    for note in evaluation.dropped_notes(pairs):
+        typer.echo(f"warning: {note}", err=True)
+
+
+def evaluate(
+    prediction: Annotated[Path, typer.Argument(help="Table of predicted scores: CSV, TSV, JSON lines or Parquet.")],
+    reference: Reference,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for the report; an earlier report is replaced.")
+    ] = None,
+    official: Annotated[
+        bool, typer.Option("--official", help="Join as the challenge's script: rows that one table lacks vanish.")
+    ] = False,
+    ratings: Annotated[
+        Path | None, typer.Option(help="Table with a row for each listener's rating. Default: a column `ratings`.")
+    ] = None,
+    group: Annotated[
+        list[str] | None, typer.Option(help="Column to group by; may be repeated. Default: source, model_id.")
+    ] = None,
+    audio_dir: Annotated[Path | None, typer.Option(help="Folder of the sounds, for the report's players.")] = None,
+    worst: Annotated[int, typer.Option(min=0, help="Pairs with the largest errors in the report.")] = 20,
+    resamples: Resamples = 10_000,
+    seed: Seed = 0,
+    key: Key = None,
+    prediction_column: PredictionColumn = None,
+    reference_column: ReferenceColumn = None,
+    as_json: AsJson = False,
+) -> None:
+    """The official metrics with 95 % intervals, by groups, and a report with pictures."""
+    columns = columns_of(key, prediction_column, reference_column)
+    if output is not None:
+        reporting.check_report_folder(output)
+    pairs = evaluation.read_pairs(prediction, reference, official, **columns)
+    warn_of_dropped(pairs)
+    listeners = evaluation.read_ratings(pairs, ratings, key or None)
+    result = evaluation.evaluate_pairs(pairs, group, listeners, resamples, seed=seed)
+    if output is not None:
+        reporting.write_report(pairs, result, output, audio_dir, worst)
+        typer.echo(f"report: {output / reporting.REPORT_FILE}", err=True)
+    typer.echo(json.dumps(result, indent=2) if as_json else reporting.evaluation_text(result))
+
+
+def compare(
+    predictions: Annotated[list[Path], typer.Argument(help="Tables of predicted scores of the same pairs, 2 or more.")],
+    reference: Annotated[Path, typer.Option(help="Table of the listeners' mean scores, one row a pair.")],
+    differences: Annotated[int, typer.Option(min=0, help="Pairs on which two systems differ most to list.")] = 10,
+    resamples: Resamples = 10_000,
+    seed: Seed = 0,
+    key: Key = None,
+    prediction_column: PredictionColumn = None,
+    reference_column: ReferenceColumn = None,
+    as_json: AsJson = False,
+) -> None:
+    """Is a system better than another, or is it chance? Paired bootstrap and permutation test for each metric."""
+    if len(predictions) < 2:
+        raise typer.BadParameter("give two tables of predictions or more")
+    columns = columns_of(key, prediction_column, reference_column)
+    systems = comparison.read_systems(predictions, reference, **columns)
+    if systems.num_dropped:
+        typer.echo(f"warning: {systems.num_dropped} pairs have no score in some table and were dropped", err=True)
+    result = comparison.compare_systems(systems, resamples, seed, differences)
+    typer.echo(json.dumps(result, indent=2, ensure_ascii=False) if as_json else comparison.comparison_text(result))
+
+
+def calibrate(
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help=f"JSON file; with --apply {TABLE}, with --model folder.")
+    ],
+    prediction: Annotated[Path | None, typer.Argument(help="Table of predicted scores to fit the map to.")] = None,
+    reference: Annotated[Path | None, typer.Argument(help="Table of the listeners' mean scores.")] = None,
+    load: Annotated[Path | None, typer.Option(help="Take this map instead of fitting one.")] = None,
+    method: Annotated[
+        calibration.Method,
+        typer.Option(help="affine keeps every rank; isotonic follows any rising curve, but makes ties."),
+    ] = "affine",
+    apply: Annotated[Path | None, typer.Option(help="Table to write again with calibrated scores.")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Folder of the model that gave the predictions, to copy with an affine map.")
+    ] = None,
+    diagram: Annotated[Path | None, typer.Option(help="Reliability diagram to draw, .png or .pdf.")] = None,
+    key: Key = None,
+    prediction_column: PredictionColumn = None,
+    reference_column: ReferenceColumn = None,
+    as_json: AsJson = False,
+) -> None:
+    """Fit a map of scores onto the listeners' scale on a validation table, and store it or apply it."""
+    check_calibrate_options(prediction, reference, load, apply, model, diagram)
+    if apply is not None:
+        check_table_suffix(output)
+    columns, report = columns_of(key, prediction_column, reference_column), None
+    if load is not None:
+        found = calibration.load_calibration(load)
+    else:
+        pairs = evaluation.read_pairs(prediction, reference, **columns)
+        warn_of_dropped(pairs)
+        found = calibration.fit_score_calibration(pairs.predictions, pairs.references, method)
+        report = calibration.calibration_report(found, pairs.predictions, pairs.references)
+    if apply is not None:
+        calibration.calibrate_table(found, apply, output, columns.get("prediction_columns", PREDICTION_COLUMNS))
+    elif model is not None:
+        calibration.calibrate_model(found, model, output)
+    else:
+        calibration.save_calibration(found, output)
+    if diagram is not None:
+        picture = figures.draw_reliability(found, pairs.predictions, pairs.references)
+        write_whole(diagram, figures.figure_bytes(picture, diagram.suffix[1:]))
+    if as_json:
+        typer.echo(json.dumps({"map": asdict(found), "metrics": report, "output": str(output)}, indent=2))
+    else:
+        typer.echo("\n\n".join([*([calibration.report_text(report)] if report else []), f"{found}: {output}"]))
+
+
+def check_calibrate_options(
+    prediction: Path | None,
+    reference: Path | None,
+    load: Path | None,
+    apply: Path | None,
+    model: Path | None,
+    diagram: Path | None,
+) -> None:
+    """Refuse combinations that mean nothing."""
+    if (prediction is None) != (reference is None) or (prediction is None) == (load is None):
+        raise typer.BadParameter("give either a table of predictions and its reference, or --load")
+    if apply is not None and model is not None:
+        raise typer.BadParameter("give one of --apply and --model")
+    if diagram is not None and (load is not None or diagram.suffix not in (".png", ".pdf")):
+        raise typer.BadParameter("--diagram names a .png or .pdf file, and goes without --load")

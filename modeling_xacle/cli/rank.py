@@ -1,0 +1,86 @@
+"""The commands for many sounds or captions at once: `xacle rank` and `xacle matrix`."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .. import DEFAULT_MODEL
+from ..data.tables import table_text, write_table
+from ..scoring import ranking
+from ..scoring.table import load_scorer
+from .evaluate import TABLE
+from .score import AsJson, Device, Dtype, MapCosine, Model, Precision, Processor, Revision, check_device
+
+BatchSize = Annotated[int, typer.Option(min=1, help="Sounds loaded at a time.")]
+
+
+def rank(
+    audio: Annotated[list[Path], typer.Argument(help="One or more sounds.")],
+    text: Annotated[list[str], typer.Option(help="The caption; for one sound it may be repeated.")],
+    top: Annotated[int | None, typer.Option(min=1, help="Show so many of the best. Default: all.")] = None,
+    model: Model = DEFAULT_MODEL,
+    revision: Revision = None,
+    processor: Processor = None,
+    map_cosine: MapCosine = False,
+    device: Device = "auto",
+    dtype: Precision = Dtype.float32,
+    batch_size: BatchSize = 8,
+    as_json: AsJson = False,
+) -> None:
+    """Order sounds by how well they match a caption, or captions by how well they match a sound."""
+    if len(audio) > 1 and len(text) > 1:
+        raise typer.BadParameter("give one caption or one sound; for many of both there is `xacle matrix`")
+    check_device(device)
+    align = load_scorer(model, device, dtype.value, revision, processor, map_cosine)
+    ranked = ranking.rank_pairs(align, list(map(str, audio)), text, batch_size)[:top]
+    if as_json:
+        typer.echo(json.dumps(ranked, indent=2, ensure_ascii=False))
+        return
+    for result in ranked:
+        typer.echo(f"{result['rank']}\t{result['score']:.2f}\t{result['text' if len(text) > 1 else 'audio']}")
+        for note in result.get("notes", []):
+            typer.echo(f"{result['audio']}: {note}", err=True)
+
+
+def matrix(
+    texts: Annotated[Path, typer.Option(help="Captions: one a line, or a table with a column `text` or `caption`.")],
+    audio: Annotated[list[Path] | None, typer.Argument(help="Sounds.")] = None,
+    audio_dir: Annotated[Path | None, typer.Option(help="Folder of sounds, instead of naming them.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help=f"{TABLE} to write; without it the table is printed as CSV.")
+    ] = None,
+    heat_map: Annotated[Path | None, typer.Option(help="Picture to draw, .png, .pdf or .svg.")] = None,
+    model: Model = DEFAULT_MODEL,
+    revision: Revision = None,
+    processor: Processor = None,
+    map_cosine: MapCosine = False,
+    device: Device = "auto",
+    dtype: Precision = Dtype.float32,
+    batch_size: BatchSize = 8,
+    as_json: AsJson = False,
+) -> None:
+    """Score every sound with every caption: a row a sound, a column a caption. Each sound is encoded once."""
+    if bool(audio) == (audio_dir is not None):
+        raise typer.BadParameter("give either sounds or --audio-dir")
+    if heat_map is not None:
+        ranking.check_picture(heat_map)
+    check_device(device)
+    paths = list(map(str, audio or ranking.list_audio(audio_dir)))
+    captions = ranking.read_texts(texts)
+    if output is not None or not as_json:
+        ranking.check_matrix(output, captions)
+    align = load_scorer(model, device, dtype.value, revision, processor, map_cosine)
+    scores = ranking.score_matrix(align, paths, captions, batch_size)
+    rows = ranking.matrix_rows(scores, paths, captions)
+    if output is not None:
+        write_table(output, rows)
+    if heat_map is not None:
+        ranking.draw_heat_map(scores, [Path(path).name for path in paths], captions, heat_map)
+    if as_json:
+        typer.echo(json.dumps({"audio": paths, "text": captions, "scores": scores.tolist()}, ensure_ascii=False))
+    elif output is not None:
+        typer.echo(f"{len(paths)} sounds with {len(captions)} captions scored: {output}")
+    else:
+        typer.echo(table_text(".csv", rows), nl=False)

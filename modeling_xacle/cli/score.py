@@ -1,0 +1,184 @@
+"""`xacle score`: one pair, or a table."""
+
+import json
+import os
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from .. import DEFAULT_MODEL
+from ..data.sources import STDIN, PairSource
+from ..pipeline_xacle import AudioTextAlignmentPipeline
+from ..scoring.table import ScoringReport, TableOptions, join_processes, load_scorer, score_table
+
+SOME_ROWS_FAILED = 3
+MOST_WORKERS = 16
+
+Dtype = Enum("Dtype", {name: name for name in ("float32", "bfloat16", "float16")}, type=str)
+
+
+def check_device(device: str | None) -> None:
+    """Refuse a device that this machine does not have, before anything is loaded."""
+    try:
+        torch.empty(0, device=None if device == "auto" else device)
+    except (RuntimeError, AssertionError) as error:
+        raise typer.BadParameter(f"--device {device}: {str(error).splitlines()[0]}") from error
+
+
+def parse_batch_size(value: str) -> str:
+    """`auto`, or a whole number from 1."""
+    if value != "auto" and not (value.isdecimal() and int(value) > 0):
+        raise typer.BadParameter(f"--batch-size {value}: give a whole number from 1, or auto.")
+    return value
+
+
+def as_number(batch_size: str) -> int | None:
+    """`None` for `auto`."""
+    return None if batch_size == "auto" else int(batch_size)
+
+
+Pairs = Annotated[
+    str | None,
+    typer.Argument(help="CSV, TSV, JSONL or Parquet file; dataset folder or Hub id; or - for a CSV on stdin."),
+]
+Audio = Annotated[Path | None, typer.Option(help="One sound, instead of a table.")]
+Text = Annotated[list[str] | None, typer.Option(help="Its caption; may be repeated.")]
+AudioColumn = Annotated[str | None, typer.Option(help="Column of the sounds. Default: wav_file_name, audio or path.")]
+TextColumn = Annotated[str | None, typer.Option(help="Column of the captions. Default: text or caption.")]
+AudioDir = Annotated[Path | None, typer.Option(help="Folder of the table's sounds. Default: the table's own.")]
+Split = Annotated[str | None, typer.Option(help="Split of a dataset that has several.")]
+Out = Annotated[
+    Path | None, typer.Option("--output", "-o", help="CSV, TSV or JSONL file to write for a table; OUT.json tells how.")
+]
+Model = Annotated[
+    str,
+    typer.Option(
+        show_default="the bundled one", help="Folder or Hub id of a xacle model, or of any CLAP model (zero-shot)."
+    ),
+]
+Revision = Annotated[str | None, typer.Option(help="Revision of a Hub id.")]
+Processor = Annotated[str | None, typer.Option(help="Processor of a CLAP model that comes without one.")]
+MapCosine = Annotated[bool, typer.Option("--map-cosine", help="Map a CLAP model's cosine to 0-10: (c + 1) * 5.")]
+Device = Annotated[str, typer.Option(help="auto (an accelerator if there is one), cpu, cuda, cuda:1, mps.")]
+Precision = Annotated[Dtype, typer.Option(help="Numbers the model computes with.")]
+BatchSize = Annotated[
+    str,
+    typer.Option(callback=parse_batch_size, help="Pairs at a time; auto: what the device holds."),
+]
+Workers = Annotated[int, typer.Option(min=0, max=MOST_WORKERS, help="Processes that load and resample sounds.")]
+WindowSeconds = Annotated[float | None, typer.Option(help="Score all of a long sound, in windows of this length.")]
+HopSeconds = Annotated[float | None, typer.Option(help="Distance between windows. Default: the window.")]
+Windows = Annotated[bool, typer.Option("--windows", help="Also give the score of each window (table, or --json).")]
+Signature = Annotated[bool, typer.Option("--signature", help="Add a column that tells model and settings.")]
+Xacle = Annotated[bool, typer.Option("--xacle", help="Write the challenge's wav_file_name,pred_score alone.")]
+Prefix = Annotated[str, typer.Option(help="Put before the names of the columns that are added.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first row that cannot be scored.")]
+Restart = Annotated[bool, typer.Option("--restart", help="Forget earlier runs, and replace what is at the output.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+def score(
+    pairs: Pairs = None,
+    audio: Audio = None,
+    text: Text = None,
+    audio_column: AudioColumn = None,
+    text_column: TextColumn = None,
+    audio_dir: AudioDir = None,
+    split: Split = None,
+    output: Out = None,
+    model: Model = DEFAULT_MODEL,
+    revision: Revision = None,
+    processor: Processor = None,
+    map_cosine: MapCosine = False,
+    device: Device = "auto",
+    dtype: Precision = Dtype.float32,
+    batch_size: BatchSize = "auto",
+    workers: Workers = 0,
+    window_seconds: WindowSeconds = None,
+    hop_seconds: HopSeconds = None,
+    windows: Windows = False,
+    signature: Signature = False,
+    xacle: Xacle = False,
+    prefix: Prefix = "",
+    strict: Strict = False,
+    restart: Restart = False,
+    as_json: AsJson = False,
+) -> None:
+    """
+    Score one pair (--audio, --text), or the pairs of a table (PAIRS, --output).
+
+    A table keeps its rows, their order and columns, and gets `score`, `status`
+    (ok, padded, cut, windowed, error: reason) and `notes`. The same command
+    continues a run that was killed, and tries rows with errors again.
+
+    Exit codes: 0 all rows have a score; 3 some have none; 1 unusable input;
+    2 mistake in the command.
+    """
+    one_pair, one_table = audio is not None and bool(text), pairs is not None and output is not None
+    if one_pair == one_table or (one_pair and (pairs or output)) or (one_table and (audio or text)):
+        raise typer.BadParameter("give either --audio and --text, or a table and --output")
+    if windows and one_pair and not as_json:
+        raise typer.BadParameter("--windows goes with a table, or with --audio, --text and --json")
+    check_device(device)
+    scorer = {"dtype": dtype.value, "revision": revision, "processor": processor, "map_cosine": map_cosine}
+    spans = {"window_seconds": window_seconds, "hop_seconds": hop_seconds}
+    if one_pair:
+        print_pairs(load_scorer(model, device, **scorer), audio, text, as_json, return_windows=windows, **spans)
+        return
+    flags = {"windows": windows, "signature": signature, "xacle": xacle, "strict": strict, "restart": restart}
+    options = TableOptions(as_number(batch_size), workers, prefix=prefix, **spans, **flags)
+    columns = {"audio_column": audio_column, "text_column": text_column, "audio_dir": audio_dir, "split": split}
+    run_table(pairs, columns, output, options, model, device, scorer, as_json)
+
+
+def run_table(
+    pairs: str,
+    columns: dict[str, Any],
+    output: Path,
+    options: TableOptions,
+    model: str,
+    device: str,
+    scorer: dict[str, Any],
+    as_json: bool,
+) -> None:
+    """Score a table, with all the processes that were launched, and report; the exit code tells of failed rows."""
+    if pairs == STDIN and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise typer.BadParameter("several processes cannot share standard input; give a file")
+    source = PairSource(pairs, **columns)
+    state = join_processes(device)
+    align = load_scorer(model, state.device if device == "auto" else device, **scorer)
+    report = score_table(align, source, output, options, state)
+    if state.is_main_process:
+        print_report(report, as_json)
+    if report.counts["error"]:
+        raise typer.Exit(SOME_ROWS_FAILED)
+
+
+def print_report(report: ScoringReport, as_json: bool) -> None:
+    """One line on stdout; on stderr, what to do about rows without a score."""
+    failed = report.counts["error"]
+    if failed:
+        typer.echo(
+            f"{failed} rows have no score, see their status; the same command tries them again (until then "
+            f"{report.output}.work stays).",
+            err=True,
+        )
+    words = f"{report.rows - failed} of {report.rows} pairs scored" if failed else f"{report.rows} pairs scored"
+    typer.echo(json.dumps(report.as_dict(), ensure_ascii=False) if as_json else f"{words}: {report.output}")
+
+
+def print_pairs(
+    align: AudioTextAlignmentPipeline, audio: Path, texts: list[str], as_json: bool, **call_arguments: Any
+) -> None:
+    """Print one sound's score for one caption, or a line for each of several."""
+    results = align({"audio": str(audio), "text": texts}, **call_arguments)
+    if as_json:
+        typer.echo(json.dumps(results if len(texts) > 1 else results[0], indent=2, ensure_ascii=False))
+        return
+    for result in results:
+        typer.echo(f"{result['score']:.2f}" if len(texts) == 1 else f"{result['score']:.2f}\t{result['text']}")
+        for note in result.get("notes", []):
+            typer.echo(note, err=True)

@@ -1,0 +1,1 @@
+"""Tables of pairs: their schema, columns and files, how they are read, checked and saved."""

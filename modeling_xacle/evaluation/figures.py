@@ -1,0 +1,244 @@
+"""Pictures of an evaluation, in a form that a paper can take."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy.ndimage import gaussian_filter
+
+from .calibrate import ScoreCalibration
+
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "axes.axisbelow": True,
+    "grid.linewidth": 0.5,
+    "grid.alpha": 0.35,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "pdf.fonttype": 42,
+}
+# Okabe and Ito (2008): told apart by the colour-blind, and in print.
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
+DOTS_PER_INCH = 200
+DENSITY_CELLS = 80
+RELIABILITY_BINS = 10
+RESIDUAL_BINS = 20
+# Half the width of a 95 % interval, in standard errors.
+NORMAL_95 = 1.96
+NAME_LENGTH = 28
+# Height of a line of the legend, of that of the axis.
+LEGEND_ROOM = 0.14
+# Of the references' range: predictions that spread less are on a scale of their own.
+MIN_SPREAD = 0.2
+
+
+@contextmanager
+def styled_figure(width: float, height: float, columns: int = 1) -> Iterator[tuple[Figure, Any]]:
+    """A figure of a size in inches in this project's style, and its axes side by side."""
+    with rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure, figure.subplots(1, columns)
+
+
+def figure_bytes(figure: Figure, format: str = "png") -> bytes:
+    """The picture as a file of this format, "png" or "pdf"; the same picture gives the same bytes."""
+    buffer = BytesIO()
+    with rc_context(STYLE):
+        metadata = {"CreationDate": None} if format == "pdf" else None
+        figure.savefig(buffer, format=format, dpi=DOTS_PER_INCH, metadata=metadata)
+    return buffer.getvalue()
+
+
+def _legend_above(axes: Axes, **arguments: Any) -> None:
+    """A legend over what is drawn, for which the axis is made longer."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(top=high + LEGEND_ROOM * (high - low))
+    axes.legend(loc="upper left", **arguments)
+
+
+def _densities(x: np.ndarray, y: np.ndarray, limits: Sequence[tuple[float, float]]) -> np.ndarray:
+    """How crowded it is about each point, from a smoothed histogram: (N,), (N,) -> (N,)"""
+    counts, *edges = np.histogram2d(x, y, bins=DENSITY_CELLS, range=limits)
+    smooth = gaussian_filter(counts, sigma=2)
+    places = [np.clip(np.digitize(v, e) - 1, 0, DENSITY_CELLS - 1) for v, e in zip((x, y), edges, strict=True)]
+    return smooth[places[0], places[1]]
+
+
+def _limits(*columns: np.ndarray) -> tuple[float, float]:
+    """The scale of 0-10, and further where scores fall outside."""
+    low, high = min(0.0, *(column.min() for column in columns)), max(10.0, *(column.max() for column in columns))
+    return float(low) - 0.3, float(high) + 0.3
+
+
+def _on_one_scale(predictions: np.ndarray, references: np.ndarray) -> bool:
+    """Whether an identity line makes sense: not for cosines, beside ratings of 0-10."""
+    return bool(np.ptp(predictions) >= MIN_SPREAD * np.ptp(references))
+
+
+def draw_scatter(predictions: np.ndarray, references: np.ndarray, evaluation: Mapping[str, Any]) -> Figure:
+    """
+    Predictions against listeners' means, darker where there are more, with the calibration line, and with the identity
+    where both are on one scale.
+
+    Args:
+        predictions (`np.ndarray` of shape `(N,)`), references (`np.ndarray` of shape `(N,)`): The pairs.
+        evaluation (`Mapping`): What `evaluate_pairs` gave for them.
+    """
+    metrics, same_scale = evaluation["metrics"], _on_one_scale(predictions, references)
+    y_limits = _limits(predictions, references) if same_scale else _limits(references)
+    margin = 0.05 * np.ptp(predictions) or 0.5
+    x_limits = y_limits if same_scale else (predictions.min() - margin, predictions.max() + margin)
+    with styled_figure(3.6, 3.4) as (figure, axes):
+        density = _densities(predictions, references, [x_limits, y_limits])
+        order = density.argsort()
+        axes.scatter(
+            predictions[order], references[order], c=density[order], s=6, cmap="viridis_r", lw=0, rasterized=True
+        )
+        if same_scale:
+            axes.plot(x_limits, y_limits, color=GREY, lw=0.8, ls="--", label="identity")
+            axes.set_aspect("equal")
+        if line := evaluation["calibration_line"]:
+            ends = np.array([predictions.min(), predictions.max()])
+            label = f"fit: {line['scale']:.2f} x {'+' if line['offset'] >= 0 else '-'} {abs(line['offset']):.2f}"
+            axes.plot(ends, line["scale"] * ends + line["offset"], color=ORANGE, lw=1.6, label=label)
+        title = f"SRCC {metrics['SRCC']:.3f}   LCC {metrics['LCC']:.3f}   MSE {metrics['MSE']:.2f}   N {metrics['N']}"
+        axes.set(xlim=x_limits, ylim=y_limits, title=title)
+        axes.set(xlabel="predicted score", ylabel="listeners' mean score")
+        if same_scale:
+            axes.legend(loc="upper left")
+        elif evaluation["calibration_line"]:
+            _legend_above(axes)
+    return figure
+
+
+def draw_residuals(predictions: np.ndarray, references: np.ndarray) -> Figure:
+    """
+    Prediction less listeners' mean: against the prediction, with means of equal shares of the pairs, and as a
+    histogram.
+
+    Args:
+        predictions (`np.ndarray` of shape `(N,)`), references (`np.ndarray` of shape `(N,)`): The pairs.
+    """
+    residuals = predictions - references
+    with styled_figure(6.6, 2.8, columns=2) as (figure, (left, right)):
+        left.scatter(predictions, residuals, s=5, color=BLUE, alpha=0.25, lw=0, rasterized=True)
+        bins = np.array_split(predictions.argsort(kind="stable"), min(RESIDUAL_BINS, len(predictions)))
+        means = np.array([(predictions[rows].mean(), residuals[rows].mean()) for rows in bins])
+        left.plot(*means.T, color=ORANGE, lw=1.6, marker="o", ms=3, label=f"means of {len(bins)} equal shares")
+        left.axhline(0, color=GREY, lw=0.8, ls="--")
+        left.set(xlabel="predicted score", ylabel="prediction - listeners' mean")
+        _legend_above(left)
+        right.hist(residuals, bins=40, color=BLUE, alpha=0.8)
+        right.axvline(residuals.mean(), color=ORANGE, lw=1.6, label=f"mean {residuals.mean():.2f}")
+        right.axvline(0, color=GREY, lw=0.8, ls="--")
+        right.set(xlabel="prediction - listeners' mean", ylabel="pairs")
+        right.set(title=f"standard deviation {residuals.std():.2f}")
+        _legend_above(right)
+    return figure
+
+
+def draw_bands(bands: Sequence[Mapping[str, float]]) -> Figure:
+    """
+    Mean error with its 95 % interval, and root mean square error, by the listeners' mean.
+
+    Args:
+        bands (`Sequence`): Of `score_bands`.
+    """
+    names = [f"{band['low']} to {band['high']}\nn={band['N']}" for band in bands]
+    places = np.arange(len(bands))
+    with styled_figure(max(3.0, 0.55 * len(bands) + 1), 2.8) as (figure, axes):
+        axes.bar(places, [band["RMSE"] for band in bands], width=0.7, color=BLUE, alpha=0.3, label="RMSE")
+        margins = [NORMAL_95 * band["bias_error"] for band in bands]
+        axes.errorbar(
+            places,
+            [band["bias"] for band in bands],
+            yerr=margins,
+            fmt="o",
+            ms=4,
+            color=ORANGE,
+            capsize=2,
+            label="mean error, 95 % interval",
+        )
+        axes.axhline(0, color=GREY, lw=0.8)
+        axes.set_xticks(places, names, fontsize=7)
+        axes.set(xlabel="listeners' mean score", ylabel="error in points")
+        _legend_above(axes, ncols=2)
+    return figure
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 3] + "..."
+
+
+def draw_groups(column: str, groups: Mapping[str, Mapping[str, Any]], evaluation: Mapping[str, Any]) -> Figure:
+    """
+    SRCC and mean squared error of each group with their intervals, best SRCC on top, beside those of all pairs.
+
+    Args:
+        column (`str`): What the pairs were grouped by.
+        groups (`Mapping`): Of each group, `metrics` and `intervals`; groups without them are left out.
+        evaluation (`Mapping`): What `evaluate_pairs` gave.
+    """
+    measured = [(name, group) for name, group in groups.items() if group["metrics"]]
+    measured.sort(key=lambda item: item[1]["metrics"]["SRCC"])
+    places = np.arange(len(measured))
+    with styled_figure(6.6, 1.1 + 0.27 * len(measured), columns=2) as (figure, both):
+        for axes, metric in zip(both, ("SRCC", "MSE"), strict=True):
+            values = np.array([group["metrics"][metric] for _, group in measured])
+            ends = np.array([group["intervals"][metric] for _, group in measured]).reshape(-1, 2).T
+            axes.barh(places, values, height=0.65, color=BLUE, alpha=0.35)
+            margins = np.clip([values - ends[0], ends[1] - values], 0, None)
+            axes.errorbar(values, places, xerr=margins, fmt="o", ms=3.5, color=BLUE, capsize=2, lw=1)
+            axes.axvline(evaluation["metrics"][metric], color=ORANGE, lw=1.2, ls="--", label="all pairs")
+            axes.set(xlabel=metric, ylim=(-0.6, len(measured) - 0.4))
+            axes.grid(axis="x")
+        names = [f"{_shortened(name)} (n={group['N']})" for name, group in measured]
+        both[0].set_yticks(places, names)
+        both[0].set_ylabel(column)
+        both[1].set_yticks([])
+        figure.get_layout_engine().set(wspace=0.06)
+        figure.legend(*both[0].get_legend_handles_labels(), loc="outside upper right")
+    return figure
+
+
+def _reliability(predictions: np.ndarray, references: np.ndarray) -> np.ndarray:
+    """Of equal shares of the pairs, mean prediction, mean reference, and half its 95 % interval: (3, num_shares)"""
+    shares = np.array_split(predictions.argsort(kind="stable"), max(1, min(RELIABILITY_BINS, len(predictions) // 2)))
+    means = [(predictions[rows].mean(), references[rows].mean()) for rows in shares]
+    margins = [NORMAL_95 * references[rows].std(ddof=1) / np.sqrt(len(rows)) for rows in shares]
+    return np.array([*zip(*means, strict=True), margins])
+
+
+def draw_reliability(calibration: ScoreCalibration, predictions: np.ndarray, references: np.ndarray) -> Figure:
+    """
+    The map over the pairs it was fitted to, and the reliability diagram: does a score of 6 mean a mean rating of 6?
+
+    Args:
+        calibration (`ScoreCalibration`): The map.
+        predictions (`np.ndarray` of shape `(N,)`), references (`np.ndarray` of shape `(N,)`): The pairs, at least 2.
+    """
+    calibrated = calibration(predictions)
+    with styled_figure(6.6, 3.2, columns=2) as (figure, (left, right)):
+        left.scatter(predictions, references, s=5, color=GREY, alpha=0.25, lw=0, rasterized=True)
+        grid = np.linspace(predictions.min(), predictions.max(), 500)
+        left.plot(grid, calibration(grid), color=ORANGE, lw=1.8, label=f"{calibration.method} map")
+        left.set(xlabel="score", ylabel="listeners' mean score")
+        left.legend(loc="upper left")
+        before, after = _reliability(predictions, references), _reliability(calibrated, references)
+        limits = _limits(before[:2], after[:2])
+        right.plot(limits, limits, color=GREY, lw=0.8, ls="--")
+        for (x, y, margins), color, label in ((before, BLUE, "before"), (after, ORANGE, "after")):
+            right.errorbar(x, y, yerr=margins, color=color, marker="o", ms=3.5, capsize=2, lw=1.2, label=label)
+        right.set(xlim=limits, ylim=limits, aspect="equal")
+        right.set(xlabel="mean score of equal shares of the pairs", ylabel="their mean rating")
+        right.legend(loc="upper left")
+    return figure

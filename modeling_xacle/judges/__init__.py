@@ -1,0 +1,1 @@
+"""Judges beside our own model."""

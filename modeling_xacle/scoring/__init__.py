@@ -1,0 +1,1 @@
+"""Scores for pairs, tables and matrices of pairs."""

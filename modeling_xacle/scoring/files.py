@@ -1,0 +1,206 @@
+"""
+The files of a scoring run: results as they come, in a folder beside the output; at the end the output, in the order of
+the input, and what it was made with. Killed at any time and started again, the run ends in the same bytes.
+"""
+
+import hashlib
+import heapq
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from ..data.files import write_whole
+from ..data.tables import STREAMED_SUFFIXES, check_table_suffix, row_writer
+
+XACLE_COLUMNS = ("wav_file_name", "pred_score")
+STATUSES = ("ok", "padded", "cut", "windowed", "error")
+SETTINGS = "settings.json"
+# Results of earlier runs of the same command; those of this run are in a file for each process.
+EARLIER = "earlier.jsonl"
+# What has to be the same for a run to be continued; the rest of the sidecar is for the reader.
+COMPARED = ("scorer", "table", "columns")
+
+Record = dict[str, Any]
+
+
+def read_records(paths: Iterable[Path]) -> Iterator[tuple[int, dict[int, Record]]]:
+    """
+    Results of several files, of one block of the table after the other. In each file blocks come in order; of a row
+    that several files have, the last file's result counts.
+
+    Yields:
+        The number of the block, and its results by the number of the row.
+    """
+    streams = [_lines(path) for path in paths]
+    merged = heapq.merge(*streams, key=lambda record: record["block"])
+    for block, records in itertools.groupby(merged, key=lambda record: record["block"]):
+        yield block, {record["row"]: record for record in records}
+
+
+def _lines(path: Path) -> Iterator[Record]:
+    """Records of a file, without a last line that a killed process left half-written."""
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            if line.endswith("\n"):
+                yield json.loads(line)
+
+
+class RecordReader:
+    """Results of blocks that are asked for in ascending order; of one block at a time in memory."""
+
+    def __init__(self, paths: Iterable[Path]):
+        self._blocks = read_records(paths)
+        self._next = next(self._blocks, None)
+
+    def block(self, number: int) -> dict[int, Record]:
+        """The results that there are of a block."""
+        while self._next is not None and self._next[0] < number:
+            self._next = next(self._blocks, None)
+        return self._next[1] if self._next is not None and self._next[0] == number else {}
+
+
+class ScoringFiles:
+    """
+    Output, sidecar and work folder of a run: `OUT`, `OUT.json`, `OUT.work/`.
+
+    Args:
+        output (`Path`): CSV, TSV or JSONL file to write, by its suffix.
+        description (mapping): What the sidecar will say; of it `COMPARED` must be the same for a run to be continued.
+
+    Raises:
+        ValueError: Another kind of file.
+    """
+
+    def __init__(self, output: str | Path, description: Mapping[str, Any]):
+        self.output, self.description = Path(output), dict(description)
+        check_table_suffix(output, STREAMED_SUFFIXES)
+        self.sidecar = self.output.with_name(f"{self.output.name}.json")
+        self.work = self.output.with_name(f"{self.output.name}.work")
+
+    def is_finished(self) -> bool:
+        """Whether the output is complete, of the same input and settings, and as it was written."""
+        if self.work.exists() or not self.sidecar.is_file() or not self.output.is_file():
+            return False
+        written = json.loads(self.sidecar.read_text(encoding="utf-8"))
+        return written["output_sha256"] == file_digest(self.output) and not _differences(written, self.description)
+
+    def counts(self) -> dict[str, int]:
+        """The number of rows of each status, of an output that is complete."""
+        return json.loads(self.sidecar.read_text(encoding="utf-8"))["rows"]
+
+    def open(self, restart: bool = False) -> None:
+        """
+        Make the work folder, or gather in it what earlier runs have left.
+
+        Raises:
+            ValueError: There is an output that this command did not write, or one of other input or settings.
+        """
+        if restart:
+            shutil.rmtree(self.work, ignore_errors=True)  # an earlier output stays until it is replaced
+        else:
+            self._check()
+        shutil.rmtree(self.work.with_name(f"{self.work.name}.done"), ignore_errors=True)
+        self.work.mkdir(parents=True, exist_ok=True)
+        write_whole(self.work / SETTINGS, json.dumps(self.description))
+        parts = sorted(self.work.glob("process-*.jsonl"))
+        earlier = self.work / EARLIER
+        partial = self.work / "gathered.partial"
+        with open(partial, "w", encoding="utf-8") as file:
+            for _, records in read_records([earlier, *parts] if earlier.exists() else parts):
+                file.writelines(map(as_line, records.values()))
+        os.replace(partial, earlier)
+        for part in parts:
+            part.unlink()
+
+    def _check(self) -> None:
+        for file in (self.work / SETTINGS, self.sidecar):
+            if file.is_file():
+                begun = json.loads(file.read_text(encoding="utf-8"))
+                if begun.get("scorer", {}).keys() != self.description["scorer"].keys():
+                    raise ValueError(
+                        f"{self.output}: was begun by another version of this package, which recorded other settings "
+                        "of a score, so that it cannot be continued; choose another output, or begin anew with "
+                        "--restart."
+                    )
+                changed = _differences(begun, self.description)
+                if changed:
+                    raise ValueError(
+                        f"{self.output}: was begun with another {', '.join(changed)}; choose another output, or begin "
+                        "anew with --restart."
+                    )
+                return
+        if self.output.exists():
+            raise ValueError(
+                f"{self.output}: exists, and not from this command; choose another output, or replace it with "
+                "--restart."
+            )
+
+    def earlier(self) -> RecordReader:
+        """Results of earlier runs."""
+        return RecordReader([self.work / EARLIER])
+
+    def append_to(self, process_index: int) -> TextIO:
+        """The file to which a process adds its results."""
+        return open(self.work / f"process-{process_index:05d}.jsonl", "a", encoding="utf-8")
+
+    def finish(
+        self,
+        blocks: Iterable[list[tuple[int, int, dict[str, Any]]]],
+        columns: list[str],
+        to_row: Callable[[dict[str, Any], Record], dict[str, Any]],
+    ) -> None:
+        """
+        Write output and sidecar, and remove the work folder unless there are rows to be tried again.
+
+        Args:
+            blocks (iterable): Number, line and columns of all rows of the table, in its order, block by block.
+            columns (`list[str]`): Of the output.
+            to_row (callable): Makes a row of the output of one of the table and its result.
+        """
+        counts = dict.fromkeys(STATUSES, 0)
+        records = RecordReader([self.work / EARLIER, *sorted(self.work.glob("process-*.jsonl"))])
+        partial = self.work / "output.partial"
+        # A caption may hold half of a character: that is written as in "\ud83d".
+        with open(partial, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            write = row_writer(file, self.output.suffix.lower(), columns)
+            for number, block in enumerate(blocks):
+                results = records.block(number)
+                for row_number, _, row in block:
+                    result = results[row_number]
+                    counts[result["status"].split(":")[0]] += 1
+                    write(to_row(row, result))
+        os.replace(partial, self.output)
+        sidecar = {**self.description, "rows": counts, "output_sha256": file_digest(self.output)}
+        write_whole(self.sidecar, json.dumps(sidecar, indent=2, ensure_ascii=False) + "\n")
+        if not counts["error"]:
+            # Whole or gone: a folder of which a part was removed would be taken for a run to continue.
+            done = self.work.with_name(f"{self.work.name}.done")
+            self.work.rename(done)
+            shutil.rmtree(done)
+
+
+def as_line(record: Record) -> str:
+    """One line of a work file."""
+    return json.dumps(record) + "\n"
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Names of compared settings that differ."""
+    names = []
+    for group in COMPARED:
+        old, new = before.get(group), json.loads(json.dumps(after[group]))
+        if isinstance(old, dict) and isinstance(new, dict):
+            names += [f"{group}.{name}" for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+        elif old != new:
+            names.append(group)
+    return names

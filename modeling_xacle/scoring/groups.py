@@ -1,0 +1,204 @@
+"""From rows to records: clips are grouped, loaded, put through the model, and each row gets a score or a reason."""
+
+import copy
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from torch.utils.data import Dataset
+from tqdm import tqdm
+from transformers.utils import logging
+
+from ..data.sources import Clip, PairSource
+from ..pipeline_xacle import AudioTextAlignmentPipeline
+from .files import Record, RecordReader
+
+logger = logging.get_logger(__name__)
+
+# What the loader and the processor raise for an input that cannot be scored.
+ROW_ERRORS = (ValueError, TypeError, OSError)
+# Clips, and about as many rows, that are loaded, scored and written together: a killed run loses no more.
+CLIPS_PER_GROUP = 32
+ROWS_PER_GROUP = 256
+# With windows the whole of each sound is in memory, be it an hour.
+WINDOWED_CLIPS_PER_GROUP = 8
+# Larger batches gain nothing on a CPU. On an accelerator: an estimate for the published size in fp32, of which the
+# encoder's attention bias is most.
+CPU_BATCH_SIZE = 8
+BYTES_PER_PAIR = 2**26
+SCORE_DIGITS = 6
+
+
+class PassSize:
+    """
+    How many windows, and pairs, go through the model together.
+
+    Args:
+        device (`torch.device`): Asked for its free memory if no size is given.
+        batch_size (`int`, *optional*): By default found out.
+    """
+
+    def __init__(self, device: torch.device, batch_size: int | None = None):
+        self.is_fixed = batch_size is not None
+        self.size = batch_size or starting_batch_size(device)
+
+    def forward(self, align: AudioTextAlignmentPipeline, items: list[dict[str, Any]]) -> list[torch.Tensor]:
+        """Scores, of shape `(num_windows, num_captions)`, of each of some preprocessed inputs."""
+        while True:
+            try:
+                return align.forward(items, pass_size=self.size) if items else []
+            except RuntimeError as error:
+                if not should_reduce_batch_size(error):
+                    raise
+                if self.is_fixed or self.size == 1:
+                    raise ValueError(f"A batch of {self.size} does not fit into memory; try a smaller one.") from error
+            self.size //= 2
+            clear_device_cache(garbage_collection=True)
+            logger.warning(f"Out of memory: going on with batches of {self.size}.")
+
+
+def starting_batch_size(device: torch.device) -> int:
+    """A batch that should fit into the free memory of a device."""
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    elif device.type == "mps":
+        free = torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
+    else:
+        return CPU_BATCH_SIZE
+    return max(1, min(CLIPS_PER_GROUP, free // BYTES_PER_PAIR))
+
+
+class ClipLoader(Dataset):
+    """
+    Loads clips for a scorer; for a `DataLoader`, whose worker processes get all but the model. Computes spectrograms,
+    too, unless an accelerator is there to do it.
+
+    A clip comes back without its sound, with its preprocessed input (`None` if nothing of it can be scored) and for
+    each of its rows the reason why that cannot be scored, or `None`.
+    """
+
+    def __init__(self, align: AudioTextAlignmentPipeline, call_arguments: dict[str, Any]):
+        self.align, self.call_arguments = copy.copy(align), call_arguments
+        self.align.model = self.align.teacher = None
+        # Those of the windows of long sounds would fill the memory.
+        self.makes_spectrograms = align.device.type == "cpu" and not any(call_arguments.values())
+
+    def __getitem__(self, place: tuple[int, Clip]) -> tuple[int, Clip, dict[str, Any] | None, list[str | None]]:
+        block, clip = place
+        reasons = [self._caption_problem(caption) for caption in clip.captions]
+        captions = [caption for caption, reason in zip(clip.captions, reasons, strict=True) if reason is None]
+        item = None
+        try:
+            if clip.audio is None:
+                raise ValueError("The row names no sound.")
+            if captions:
+                item = self.align.preprocess({"audio": clip.audio, "text": captions}, **self.call_arguments)
+                if self.makes_spectrograms:
+                    item = self.align.with_spectrograms(item)
+        except ROW_ERRORS as error:
+            reasons = [reason or one_line(error) for reason in reasons]
+        return block, replace(clip, audio=None), item, reasons
+
+    def _caption_problem(self, caption: Any) -> str | None:
+        try:
+            self.align.tokenize(caption)
+        except ROW_ERRORS as error:
+            return one_line(error)
+        return None
+
+
+def one_line(error: Exception) -> str:
+    """The message of an error, as a cell of a table can hold it."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def status_of(notes: list[str]) -> str:
+    """`cut` if something of sound or caption was not heard; else `windowed`, `padded` or `ok`."""
+    if any("cut:" in note for note in notes):
+        return "cut"
+    return next((word for word in ("windowed", "padded") if any(note.startswith(word) for note in notes)), "ok")
+
+
+def success(result: dict[str, Any]) -> Record:
+    """The record of a pair from what the pipeline gives for it."""
+    if not math.isfinite(result["score"]):
+        return failure("the score is not a finite number; try --dtype float32")
+    notes = result.get("notes", [])
+    windows = [{**window, "score": round(window["score"], SCORE_DIGITS)} for window in result.get("windows", [])]
+    record = {"score": round(result["score"], SCORE_DIGITS), "status": status_of(notes), "notes": "; ".join(notes)}
+    return {**record, "windows": windows} if windows else record
+
+
+def failure(reason: str) -> Record:
+    """The record of a pair without a score."""
+    return {"score": None, "status": f"error: {reason}", "notes": ""}
+
+
+def is_failure(record: Record) -> bool:
+    """Whether the pair is to be tried again."""
+    return record["status"].startswith("error")
+
+
+def groups_of(clips: list[Clip], max_clips: int = CLIPS_PER_GROUP) -> Iterator[list[Clip]]:
+    """Clips to be scored together. They depend on the table alone: so do, to the last bit, their scores."""
+    group: list[Clip] = []
+    for clip in clips:
+        group.append(clip)
+        if len(group) == max_clips or sum(len(member.rows) for member in group) >= ROWS_PER_GROUP:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def failed_only(group: list[Clip], failed: set[int]) -> list[Clip]:
+    """The clips of a group with no other rows than those that failed."""
+    clips = []
+    for clip in group:
+        kept = [entry for entry in zip(clip.rows, clip.lines, clip.captions, strict=True) if entry[0] in failed]
+        if kept:
+            clips.append(Clip(clip.audio, *map(list, zip(*kept, strict=True))))
+    return clips
+
+
+def pending_groups(
+    pairs: PairSource, earlier: RecordReader, max_clips: int, state: PartialState, bar: tqdm
+) -> Iterator[list[tuple[int, Clip]]]:
+    """
+    This process's share of what is still to be scored, with the numbers of the blocks: groups of which any row has no
+    result, as they were; of the others, rows that failed.
+    """
+    count = 0
+    for number, block in enumerate(pairs.blocks()):
+        known = earlier.block(number)
+        failed = {row for row, record in known.items() if is_failure(record)}
+        for group in groups_of(pairs.clips(block), max_clips):
+            num_rows = sum(len(clip.rows) for clip in group)
+            if all(row in known for clip in group for row in clip.rows):
+                group = failed_only(group, failed)
+            mine = bool(group) and count % state.num_processes == state.process_index
+            count += bool(group)
+            bar.update(num_rows - sum(len(clip.rows) for clip in group) if mine else num_rows)
+            if mine:
+                yield [(number, clip) for clip in group]
+
+
+def group_records(
+    align: AudioTextAlignmentPipeline,
+    loaded: list[tuple[int, Clip, dict[str, Any] | None, list[str | None]]],
+    pass_size: PassSize,
+    windows: bool,
+) -> Iterator[tuple[int, Record]]:
+    """Line in the table and result of each row of the clips that a [`ClipLoader`] gave."""
+    scores = iter(pass_size.forward(align, [item for _, _, item, _ in loaded if item is not None]))
+    for block, clip, item, reasons in loaded:
+        results = iter(())
+        if item is not None:
+            results = iter(align.postprocess({**item, "scores": next(scores)}, return_windows=windows))
+        for row, line, reason in zip(clip.rows, clip.lines, reasons, strict=True):
+            record = success(next(results)) if reason is None else failure(reason)
+            yield line, {"block": block, "row": row, **record}

@@ -1,0 +1,1 @@
+"""The stages: recipes, losses, batches, trainers, and what a run leaves behind."""

@@ -1,0 +1,402 @@
+"""What a training run leaves for people: curves, and the model card."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from matplotlib.figure import Figure
+from transformers import Trainer, TrainingArguments
+
+from .. import __version__
+from ..checkpoints.provenance import CARD, UNKNOWN, dataset_name, made_from, read_card
+from ..configuration_xacle import XacleConfig
+from ..data.files import write_json
+from ..data.pairs import dataset_licence
+from ..evaluation.metrics import bootstrap_intervals
+from .freezing import alignment_model
+from .recipes import STAGES, StageArguments
+from .resuming import run_settings
+
+CURVES_FILE = "training_curves.png"
+LOG_FILE = "training_log.json"
+SOURCES_SHOWN = 8
+METRIC_NAMES = {"srcc": "SRCC", "lcc": "LCC", "ktau": "KTAU", "mse": "MSE", "loss": "loss", "perplexity": "perplexity"}
+
+# The Hub's names of the metrics.
+METRIC_TYPES = {
+    "srcc": "spearmanr",
+    "lcc": "pearsonr",
+    "ktau": "kendalltau",
+    "mse": "mse",
+    "loss": "loss",
+    "perplexity": "perplexity",
+}
+CONFIDENCE, RESAMPLES = 0.95, 1000
+MOST_RESAMPLED_PAIRS = 10_000  # a minute
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def draw_training_curves(log_history: list[dict[str, float]], file: str | Path, best_step: int | None = None) -> None:
+    """
+    Draw the loss of training, and the validation metrics, against epochs.
+
+    Args:
+        log_history (`list` of `dict`): Of `TrainerState`: entries with `epoch`, `step` and `loss` or `eval_...`.
+        file (`str` or `Path`): PNG to write.
+        best_step (`int`, *optional*): Step of the best checkpoint, which is marked.
+    """
+    names = [name for name in METRIC_NAMES if any(f"eval_{name}" in entry for entry in log_history)]
+    shown = [name for name in names if name in ("srcc", "mse", "loss", "perplexity")]
+    figure = Figure(figsize=(4.2 * (1 + len(shown)), 3.2), layout="constrained")
+    axes = figure.subplots(1, 1 + len(shown), squeeze=False)[0]
+    _draw(axes[0], log_history, "loss", "training loss")
+    for axis, name in zip(axes[1:], shown, strict=True):
+        _draw(axis, log_history, f"eval_{name}", f"validation {METRIC_NAMES[name]}", marker="o")
+        _draw_best(axis, log_history, f"eval_{name}", best_step)
+    unfinished = Path(file).with_name(f".{Path(file).name}.unfinished")
+    figure.savefig(unfinished, dpi=110, format="png")
+    unfinished.replace(file)
+
+
+def _draw(axis: Any, log_history: list[dict[str, float]], key: str, title: str, marker: str | None = None) -> None:
+    points = [(entry["epoch"], entry[key]) for entry in log_history if key in entry]
+    axis.plot(*zip(*points, strict=True), marker=marker, markersize=3) if points else None
+    axis.set(title=title, xlabel="epoch")
+    axis.grid(alpha=0.3)
+
+
+def _draw_best(axis: Any, log_history: list[dict[str, float]], key: str, best_step: int | None) -> None:
+    for entry in log_history:
+        if key in entry and entry["step"] == best_step:
+            label = f"best checkpoint ({best_step})"
+            axis.plot(entry["epoch"], entry[key], "*", color="tab:red", markersize=11, label=label)
+            axis.legend(fontsize="small")
+
+
+def evaluations_while_training(log_history: list[dict[str, float]]) -> list[dict[str, float]]:
+    """
+    A run's log without its last evaluation, which is of the weights that were kept and of their calibration: at the
+    last epoch it would look like a turn of the curve. A log that has no other evaluation keeps it.
+    """
+    evaluated = [place for place, entry in enumerate(log_history) if "eval_runtime" in entry]
+    return log_history[: evaluated[-1]] if len(evaluated) > 1 else log_history
+
+
+def markdown_table(rows: list[Mapping[str, Any]]) -> str:
+    """Rows with the same keys as a table."""
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *([str(value) for value in row.values()] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def count_sources(trainer: Trainer) -> str:
+    """Which corpora or generators the training rows come from, and how many of each."""
+    rows = trainer.train_dataset.rows
+    if "source" not in rows.column_names:
+        return "unnamed sources"
+    counts = Counter(rows["source"][:]).most_common()
+    listed = ", ".join(f"{source} ({count})" for source, count in counts[:SOURCES_SHOWN])
+    return listed + (f" and {len(counts) - SOURCES_SHOWN} more" if len(counts) > SOURCES_SHOWN else "")
+
+
+def validation_intervals(trainer: Trainer) -> dict[str, tuple[float, float]]:
+    """
+    Bootstrap intervals of the metrics of the last evaluation, under the names of `METRIC_NAMES`; of captioning none,
+    and of so many pairs that they would take long and say little, none either.
+    """
+    validated = getattr(trainer, "validated", None)
+    if validated is None or len(validated[0]) > MOST_RESAMPLED_PAIRS:
+        return {}
+    found = bootstrap_intervals(*validated, num_resamples=RESAMPLES, confidence=CONFIDENCE)
+    return {name.lower(): interval for name, interval in found.items()}
+
+
+def describe_metrics(
+    metrics: Mapping[str, float], intervals: Mapping[str, tuple[float, float]]
+) -> list[tuple[str, float, list[float] | None]]:
+    """Name, value and interval of each metric that was measured, in the card's order."""
+    return [
+        (
+            name,
+            round(metrics[f"eval_{name}"], 4),
+            [round(end, 4) for end in intervals[name]] if name in intervals else None,
+        )
+        for name in METRIC_NAMES
+        if f"eval_{name}" in metrics
+    ]
+
+
+def without_folder(source: str) -> str:
+    """A name to tell others: of an absolute path, its last part."""
+    return Path(source).name if Path(source).is_absolute() else source
+
+
+def hub_ids(*names: str) -> list[str] | None:
+    """Those of the names that are Hub ids, not folders; `None` if there are none."""
+    return [name for name in names if HUB_ID.fullmatch(name) and not Path(name).exists()] or None
+
+
+def card_metadata(
+    name: str,
+    stage: StageArguments,
+    config: XacleConfig,
+    metrics: Mapping[str, float],
+    intervals: Mapping[str, tuple[float, float]],
+) -> ModelCardData:
+    """
+    Metadata by which the Hub knows the model, with its validation metrics as a model index.
+
+    Args:
+        name (`str`): Of the model.
+        stage (`StageArguments`): What the run did.
+        config (`XacleConfig`): Of the model.
+        metrics (`Mapping`): Of the validation split, with the prefix `eval_`.
+        intervals (`Mapping`): What `validation_intervals` gives.
+    """
+    measured = {"confidence": CONFIDENCE, "resamples": RESAMPLES}
+    dataset = dataset_name(stage.data)
+    task = "audio-text-alignment" if stage.stage > 1 else "audio-text-to-text"
+    results = [
+        EvalResult(
+            task_type=task,
+            dataset_type=dataset,
+            dataset_name=dataset,
+            dataset_split=stage.validation_split,
+            metric_type=METRIC_TYPES[metric],
+            metric_name=METRIC_NAMES[metric],
+            metric_value=value,
+            metric_args={"interval": interval, **measured} if interval else None,
+        )
+        for metric, value, interval in describe_metrics(metrics, intervals)
+    ]
+    start = read_card(stage.model)
+    language_model = config.text_config._name_or_path
+    return ModelCardData(
+        model_name=name,
+        language="en",
+        license=start.license if start else None,
+        library_name="transformers",
+        pipeline_tag=task,
+        base_model=hub_ids(stage.model) or hub_ids(language_model),
+        datasets=hub_ids(stage.data),
+        metrics=[result.metric_type for result in results],
+        tags=["xacle", "audio", "audio-text-alignment", "arxiv:2602.00604"],
+        eval_results=results,
+    )
+
+
+USE = {
+    True: """from transformers import pipeline
+
+align = pipeline("audio-text-alignment", model="{model}", trust_remote_code=True)
+align({{"audio": "dog.wav", "text": "A dog barks twice"}})""",
+    False: """from transformers import AutoModelForMultimodalLM, AutoProcessor
+
+model = AutoModelForMultimodalLM.from_pretrained("{model}", trust_remote_code=True)
+processor = AutoProcessor.from_pretrained("{model}", trust_remote_code=True)
+processor.batch_decode(model.generate(**processor.prepare_captioning(["dog.wav"])), skip_special_tokens=True)""",
+}
+
+WHAT = {
+    True: "Predicts how well a sound matches a caption, from 0 (not at all) to 10 (exactly).",
+    False: "Writes captions for sounds; it is where the training of a scorer goes on.",
+}
+
+CALIBRATION = """On the split that chose the checkpoint and the calibration: expect a little less on new data. Intervals
+are bootstrap intervals over pairs (95 %). Calibration of the head's output, in label units: scale {scale:.4g}, offset
+{offset:.4g}."""
+
+LIMITS = {
+    True: """Meant for comparing text-to-audio systems, for ranking and for filtering sounds with captions in English.
+Not meant for judging speech or music, for a verdict on one clip alone, or as the reward of a generator whose outputs
+nobody listens to.
+
+Scores are predictions of the mean of a few listeners, whose own noise is large: compare systems by means over hundreds
+of pairs, with intervals. What is outside the training data is unreliable: other languages, clips far from ten seconds,
+generators unlike those that were rated. Rank correlations on synthetic data say nothing about real sounds.""",
+    False: """Meant as the start of a scorer's training; its captions show what was learned and are not for people to
+rely on. Its score head was not trained: its scores are noise.""",
+}
+
+
+TEXT = """# {name}
+
+{what}
+Stage {stage} ({stage_name}) of modeling-xacle {version}: BEATs encoder, SwiGLU projector,
+{decoder} decoder; {parameters:,} parameters.
+
+## Use
+
+```python
+{use}
+```
+
+`trust_remote_code` runs the code in this folder; where `modeling_xacle` is installed and imported, leave it out.
+
+## Data
+
+{dataset}, `{data}`: {train_rows} rows of `{train_split}`, from {sources};
+{validation_rows} rows of `{validation_split}`. Training started from `{start}`.
+
+## Validation
+
+{metrics}
+
+{remark}
+
+![Training curves]({curves})
+
+## Intended use and limits
+
+{limits}
+
+## Licences
+
+What this model may be used for depends on what it was made from; what is unknown here has to be looked up there.
+
+{licences}
+
+## Recipe
+
+{recipe}
+
+## Citation
+
+The method is that of *The TMU System for the XACLE Challenge: Training Large Audio Language Models with CLAP
+Pseudo-Labels*, 2026, [arXiv:2602.00604](https://arxiv.org/abs/2602.00604).
+"""
+
+
+def licence_table(config: XacleConfig, stage: StageArguments) -> str:
+    """The parts a model was made from, its data among them, with their licences as far as they are known."""
+    start = read_card(stage.model)
+    rows = [
+        *made_from(config),
+        {
+            "part": "starting model",
+            "source": without_folder(stage.model),
+            "licence": (start and start.license) or UNKNOWN,
+        },
+        {
+            "part": "training data",
+            "source": without_folder(stage.data),
+            "licence": dataset_licence(stage.data) or UNKNOWN,
+        },
+    ]
+    return markdown_table(rows)
+
+
+def validation_table(metrics: Mapping[str, float], intervals: Mapping[str, tuple[float, float]]) -> str:
+    """The metrics of the validation split for people to read."""
+    rows = []
+    for name, value, interval in describe_metrics(metrics, intervals):
+        rows.append({"metric": METRIC_NAMES[name], "value": f"{value:.4f}"})
+        if intervals:
+            rows[-1]["95 % interval"] = f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else ""
+    return markdown_table(rows)
+
+
+# Of `TrainingArguments`, what the card tells whatever its value; of the others, what is not Transformers' default.
+TOLD = ("learning_rate", "weight_decay", "max_grad_norm", "num_train_epochs", "lr_scheduler_type", "optim", "seed")
+
+
+def recipe_settings(stage: StageArguments, args: TrainingArguments) -> dict[str, Any]:
+    """The settings that the card tells: all that the weights depend on and that are not usual."""
+    usual = {field.name: field.default for field in fields(TrainingArguments) if field.name not in TOLD}
+    settings = {
+        name: value
+        for name, value in run_settings(stage, args).items()
+        if value not in ("", None) and value != usual.get(name, MISSING)
+    }
+    size = settings.pop("list_size")
+    if stage.stage > 1:
+        settings["pairs of a list"] = size
+    return settings | {name: without_folder(settings[name]) for name in ("model", "data")}
+
+
+def card_text(
+    trainer: Trainer, stage: StageArguments, metrics: Mapping[str, float], intervals: Mapping[str, tuple[float, float]]
+) -> str:
+    """The model card's body, from what the run did and measured."""
+    args, scores = trainer.args, stage.stage > 1
+    model = alignment_model(trainer.model)
+    config = model.config
+    scale, offset = config.calibration_scale, config.calibration_offset
+    settings = recipe_settings(stage, args)
+    return TEXT.format(
+        name=Path(args.output_dir).name,
+        what=WHAT[scores],
+        stage=stage.stage,
+        stage_name=STAGES[stage.stage],
+        version=__version__,
+        decoder=config.text_config.model_type,
+        parameters=sum(weight.numel() for weight in model.parameters()),
+        use=USE[scores].format(model=(args.push_to_hub and args.hub_model_id) or without_folder(args.output_dir)),
+        dataset=dataset_name(stage.data),
+        data=without_folder(stage.data),
+        train_split=stage.train_split,
+        train_rows=len(trainer.train_dataset),
+        sources=count_sources(trainer),
+        validation_split=stage.validation_split,
+        validation_rows=len(trainer.eval_dataset),
+        start=without_folder(stage.model),
+        metrics=validation_table(metrics, intervals),
+        remark=CALIBRATION.format(scale=scale, offset=offset) if scores else "On the split that chose the checkpoint.",
+        curves=CURVES_FILE,
+        limits=LIMITS[scores],
+        licences=licence_table(config, stage),
+        recipe=markdown_table([{"setting": name, "value": f"`{value}`"} for name, value in settings.items()]),
+    )
+
+
+def summary(
+    trainer: Trainer, stage: StageArguments, metrics: Mapping[str, float], intervals: Mapping[str, tuple[float, float]]
+) -> str:
+    """What a finished stage tells on the terminal: metrics, calibration, where the result is, and what comes next."""
+    state, output = trainer.state, trainer.args.output_dir
+    config = alignment_model(trainer.model).config
+    kept = f"step {state.best_global_step}, the best" if trainer.args.load_best_model_at_end else "the last step"
+    found = [
+        f"{METRIC_NAMES[name]} {value:.4g}" + (f" [{interval[0]:.4g}, {interval[1]:.4g}]" if interval else "")
+        for name, value, interval in describe_metrics(metrics, intervals)
+    ]
+    lines = [
+        f"stage {stage.stage} ({STAGES[stage.stage]}): {state.global_step} steps, weights of {kept}",
+        f"{stage.validation_split}: {', '.join(found)}" + (" (95 % intervals)" if intervals else ""),
+    ]
+    if stage.calibrate:
+        lines.append(f"calibration: scale {config.calibration_scale:.4g}, offset {config.calibration_offset:.4g}")
+    following = [f"python run_stage.py --stage {stage.stage + 1}"]
+    following += [f"--model {output}"] if output != f"runs/stage{stage.stage}" else []
+    scoring = f"xacle score PAIRS.csv --model {output} -o scores.csv"
+    lines += [f"result: {output} (card: {CARD}, curves: {CURVES_FILE}, log: {LOG_FILE})"]
+    return "\n".join([*lines, f"next: {' '.join(following) if stage.stage < max(STAGES) else scoring}"])
+
+
+def write_report(trainer: Trainer, stage: StageArguments, metrics: Mapping[str, float]) -> str:
+    """
+    Write the curves, the log and the model card to the output folder.
+
+    Args:
+        trainer (`Trainer`): After training and a last evaluation, of whose scores the intervals are.
+        stage (`StageArguments`): What it did.
+        metrics (`Mapping`): Of the validation split, with the prefix `eval_`.
+
+    Returns:
+        The summary for the terminal; "" on all processes but the first.
+    """
+    if not trainer.is_world_process_zero():
+        return ""
+    folder, state = Path(trainer.args.output_dir), trainer.state
+    history = evaluations_while_training(state.log_history)
+    draw_training_curves(history, folder / CURVES_FILE, state.best_global_step)
+    intervals = validation_intervals(trainer)
+    log = {"metrics": dict(metrics), "intervals": intervals, "log": state.log_history}
+    write_json(folder / LOG_FILE, log)
+    metadata = card_metadata(folder.name, stage, alignment_model(trainer.model).config, metrics, intervals)
+    text = card_text(trainer, stage, metrics, intervals)
+    ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{text}").save(folder / CARD)
+    return summary(trainer, stage, metrics, intervals)

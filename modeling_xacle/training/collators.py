@@ -1,0 +1,161 @@
+"""Rows of a dataset -> batches of a stage: loading or looking up the sound, SpecAugment, sequences, labels."""
+
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+
+from ..processing_xacle import XacleProcessor
+from .feature_cache import AudioFeatureCache
+
+# Key under which a row of the training split carries the seed of its augmentation; rows of other splits have none.
+AUGMENTATION_SEED = "augmentation_seed"
+
+
+def mask_span(size: int, largest: int, generator: torch.Generator) -> slice:
+    """A random span of 0 to `largest` places, at most `size`, anywhere within `size` places."""
+    width = int(torch.randint(min(largest, size) + 1, (), generator=generator))
+    start = int(torch.randint(size - width + 1, (), generator=generator))
+    return slice(start, start + width)
+
+
+class SpecAugment:
+    """
+    SpecAugment (arXiv 1904.08779, section 2, without time warping): one random band of mel bins and one random stretch
+    of frames of a clip become 0, which is the mean of the training data of the encoder.
+
+    Args:
+        mel_bins (`int`): Widest band.
+        frames (`int`): Longest stretch.
+    """
+
+    def __init__(self, mel_bins: int, frames: int):
+        self.mel_bins, self.frames = mel_bins, frames
+
+    def __call__(self, input_features: torch.Tensor, seed: int) -> torch.Tensor:
+        """A masked copy of a log-mel spectrogram `(num_frames, num_mel_bins)`; the same seed gives the same masks."""
+        generator = torch.Generator().manual_seed(seed)
+        masked = input_features.clone()
+        num_frames, num_mel_bins = masked.shape
+        masked[:, mask_span(num_mel_bins, self.mel_bins, generator)] = 0
+        masked[mask_span(num_frames, self.frames, generator)] = 0
+        return masked
+
+
+class TrainingRows(torch.utils.data.Dataset):
+    """
+    The training split, whose rows carry a seed for their augmentation. It depends on the run's seed, the epoch and the
+    row's id: so a row is masked anew in each epoch, and alike in any process, in any order and after a resumption.
+
+    Args:
+        rows (`Dataset`): Pairs in the schema.
+        seed (`int`): Of the run.
+    """
+
+    def __init__(self, rows: Dataset, seed: int):
+        self.rows, self.seed = rows, seed
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that outlive an epoch see it change
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go on to an epoch, counted from 0."""
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self.rows[index]
+        return {**row, AUGMENTATION_SEED: zlib.crc32(f"{self.seed}/{int(self._epoch)}/{row['id']}".encode())}
+
+
+class AudioCollator:
+    """
+    The sounds of rows as a model's input.
+
+    Args:
+        processor (`XacleProcessor`): Loads the sounds and computes their features.
+        augment (`SpecAugment`, *optional*): For rows that carry a seed.
+        cache (`AudioFeatureCache`, *optional*): Stored features, instead of the sounds.
+    """
+
+    def __init__(
+        self,
+        processor: XacleProcessor,
+        augment: SpecAugment | None = None,
+        cache: AudioFeatureCache | None = None,
+    ):
+        self.processor, self.augment, self.cache = processor, augment, cache
+
+    def audio(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """
+        `input_features` of shape `(batch_size, num_frames, num_mel_bins)`, or of the cache `audio_features` of shape
+        `(batch_size, num_audio_tokens, audio_hidden_size)`.
+        """
+        seeds = [row.get(AUGMENTATION_SEED) for row in rows]
+        if self.cache is not None:
+            stored = [self.cache.load(row["audio"], seed) for row, seed in zip(rows, seeds, strict=True)]
+            return {"audio_features": torch.stack(stored)}
+        waveforms = torch.stack([self._load(row) for row in rows])  # (B, samples)
+        features = self.processor.feature_extractor.log_mel(waveforms)  # -> (B, T, F)
+        if self.augment is not None:
+            pairs = zip(features, seeds, strict=True)
+            features = torch.stack([clip if seed is None else self.augment(clip, seed) for clip, seed in pairs])
+        return {"input_features": features}
+
+    def _load(self, row: Mapping[str, Any]) -> torch.Tensor:
+        """The waveform `(samples,)`, cut or padded to the processor's length."""
+        extractor = self.processor.feature_extractor
+        try:
+            return extractor.fit(extractor.load(row["audio"])[0])
+        except (ValueError, OSError) as error:
+            error.add_note(f"in the pair {row['id']}")
+            raise
+
+
+class PairCollator(AudioCollator):
+    """
+    Turns rows of the schema into inputs of [`XacleModel`], for a `DataLoader` or `Trainer` (with
+    `remove_unused_columns=False`).
+
+    Args:
+        says_whose (`bool`): Add `is_own`, of shape `(batch_size,)`: 1 for a clip's own caption, 0 for a negative.
+    """
+
+    def __init__(self, *args: Any, says_whose: bool = False, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.says_whose = says_whose
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """
+        A batch: `input_ids` and `attention_mask` of shape `(batch_size, sequence_length)`, the audio, and, if the rows
+        have labels, `labels` of shape `(batch_size,)`, float32 in [-1, 1].
+
+        Raises:
+            ValueError: A sound or caption that the processor refuses, or labels that only some rows have; the row is
+                named.
+        """
+        batch = {**self.processor(text=[row["text"] for row in rows]), **self.audio(rows)}
+        labels = [row.get("label") for row in rows]
+        unlabelled = [row["id"] for row, label in zip(rows, labels, strict=True) if label is None]
+        if unlabelled and len(unlabelled) < len(rows):
+            raise ValueError(f"Pairs without a label among others that have one: {', '.join(unlabelled)}.")
+        if not unlabelled:
+            batch["labels"] = torch.tensor(labels, dtype=torch.float32)
+        if self.says_whose:
+            batch["is_own"] = torch.tensor([float(not row["is_negative"]) for row in rows])
+        return batch
+
+
+class CaptionCollator(AudioCollator):
+    """Turns rows of the schema into inputs of [`XacleForConditionalGeneration`], to learn the captions from."""
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """
+        A batch: `input_ids`, `attention_mask` and `labels` of shape `(batch_size, sequence_length)`, and the audio.
+
+        Raises:
+            ValueError: A sound or caption that the processor refuses.
+        """
+        return {**self.processor.caption_sequences([row["text"] for row in rows]), **self.audio(rows)}

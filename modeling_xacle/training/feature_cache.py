@@ -1,0 +1,195 @@
+"""The audio features of a frozen encoder, computed once for each clip and stored in files that are memory-mapped."""
+
+import hashlib
+import os
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from ..checkpoints.fingerprints import digest_of, front_end_code, weights_fingerprint, without_bookkeeping
+from ..modeling_xacle import XacleModel
+from ..processing_xacle import XacleProcessor
+from ..speed import fast_forms
+
+# Masks a log-mel spectrogram `(num_frames, num_mel_bins)` as a seed says; its attributes are its settings.
+Augment = Callable[[torch.Tensor, int], torch.Tensor]
+# A clip that is to be encoded: its key, and the table and number of a row that has it.
+Clip = tuple[str, Dataset, int]
+
+
+def content_key(audio: Mapping[str, Any]) -> str:
+    """Digest of a clip's file, `{"bytes", "path"}`: the same sound is stored once, wherever it lies."""
+    if audio.get("bytes") is not None:
+        return hashlib.sha256(audio["bytes"]).hexdigest()
+    with open(audio["path"], "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def weights_key(model: XacleModel) -> str:
+    """Digest of all that `get_audio_features` depends on: the encoder's weights and its configuration."""
+    config = without_bookkeeping(model.config.audio_config.to_dict())
+    return digest_of([config, model.config.num_audio_tokens, weights_fingerprint(model.audio_tower)])
+
+
+class Views(torch.utils.data.Dataset):
+    """Keys and log-mel spectrograms `(1 + views, num_frames, num_mel_bins)` of clips: each as it is, then its views."""
+
+    def __init__(self, cache: "AudioFeatureCache", clips: list[Clip]):
+        self.cache, self.clips = cache, clips
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> tuple[str, torch.Tensor]:
+        key, rows, number = self.clips[index]
+        row = rows[number]
+        try:
+            features = self.cache.processor.feature_extractor(row["audio"])["input_features"][0]  # (T, F)
+        except (ValueError, OSError) as error:
+            error.add_note(f"in the pair {row['id']}")
+            raise
+        seeds = [zlib.crc32(f"{key}/{view}".encode()) for view in range(self.cache.views)]
+        return key, torch.stack([features, *(self.cache.augment(features, seed) for seed in seeds)])
+
+
+class AudioFeatureCache:
+    """
+    A store of `model.get_audio_features`, one file for each clip, named by the clip's content, in a folder named by the
+    encoder's weights and the settings. What is found is used again by any later run; several processes fill it
+    together; one that was killed loses the clips in hand.
+
+    Args:
+        folder (`Path`): Of all stores, on a file system that all processes share.
+        model (`XacleModel`): Its encoder, frozen.
+        processor (`XacleProcessor`): Of the model.
+        dtype (`str`): Of the stored numbers, `float32` or `float16`.
+        augment (`Callable`, *optional*): Makes `views` views of each clip, of which training sees one at a time; clips
+            without a seed are given as they are.
+        views (`int`): How many.
+
+    Raises:
+        ValueError: Views without an augmentation that makes them.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        model: XacleModel,
+        processor: XacleProcessor,
+        dtype: str = "float32",
+        augment: Augment | None = None,
+        views: int = 0,
+    ):
+        if views and augment is None:
+            raise ValueError(f"{views} augmented views, but nothing to augment with: give `augment`.")
+        self.processor, self.augment, self.views, self.dtype = processor, augment, views, np.dtype(dtype)
+        settings = {
+            "weights": weights_key(model),
+            "front end": without_bookkeeping(processor.feature_extractor.to_dict()),
+            **front_end_code(),
+            "dtype": self.dtype.name,
+            "views": views,
+            "augmentation": vars(augment) if views else None,
+        }
+        self.folder = Path(folder).absolute() / digest_of(settings)[:16]
+        self.keys: dict[str, str] = {}  # of clips that are files
+
+    def load(self, audio: Mapping[str, Any], seed: int | None = None) -> torch.Tensor:
+        """
+        Features of a clip `{"bytes", "path"}`, float32 of shape `(num_audio_tokens, audio_hidden_size)`: of the clip as
+        it is, or of the augmented view that the seed chooses, if there are any.
+
+        Raises:
+            FileNotFoundError: There is no such sound, or it was not encoded.
+        """
+        file = self._file(self._key(audio))
+        if not file.exists():
+            raise FileNotFoundError(
+                f"{file}: the features of {audio['path']} are not stored. `fill` stores them; several machines need a "
+                "folder that they share."
+            )
+        stored = np.load(file, mmap_mode="r")  # (1 + views, N, D)
+        view = 0 if seed is None or not self.views else 1 + seed % self.views
+        return torch.from_numpy(stored[view].astype(np.float32))
+
+    def fill(self, datasets: Iterable[Dataset], model: XacleModel, batch_size: int = 16, num_workers: int = 0) -> None:
+        """
+        Encode the clips of datasets in the schema that are not in the store, shared among the processes.
+
+        Args:
+            datasets (iterable of `Dataset`): Whose `audio` is needed.
+            model (`XacleModel`): The one of the constructor, on the device to compute on.
+            batch_size (`int`): Clips at a time.
+            num_workers (`int`): Processes that load sounds.
+
+        Raises:
+            FileNotFoundError: There is no such sound.
+            ValueError: A sound that cannot be read; the processes have encoders that differ.
+        """
+        state = PartialState()
+        if len(set(gather_object([self.folder.name]))) > 1:
+            raise ValueError("The processes have different encoders or settings: each must load the same model, whole.")
+        clips = self._missing_clips(datasets)
+        state.wait_for_everyone()  # all have seen the same clips missing
+        mine = clips[state.process_index :: state.num_processes]
+        loader = DataLoader(Views(self, mine), batch_size=batch_size, num_workers=num_workers, collate_fn=list)
+        bar = tqdm(total=len(mine), desc="audio features", unit="clip", disable=None if state.is_main_process else True)
+        training = model.training
+        model.eval()
+        with bar, torch.no_grad(), fast_forms(model):
+            for items in loader:
+                self._store(items, model)
+                bar.update(len(items))
+        model.train(training)
+        state.wait_for_everyone()
+
+    def _store(self, items: list[tuple[str, torch.Tensor]], model: XacleModel) -> None:
+        """Encode clips `(1 + views, T, F)` and write each to its file, whole or not at all."""
+        inputs = torch.cat([features for _, features in items]).to(model.device)  # (B * (1 + views), T, F)
+        encoded = model.get_audio_features(inputs).float().cpu().numpy().astype(self.dtype)  # -> (.., N, D)
+        for (key, _), stored in zip(items, np.split(encoded, len(items)), strict=True):
+            file = self._file(key)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = file.with_suffix(f".{os.getpid()}.unfinished")
+            with open(unfinished, "wb") as opened:
+                np.save(opened, stored)
+            unfinished.replace(file)
+
+    def _missing_clips(self, datasets: Iterable[Dataset]) -> list[Clip]:
+        """The clips that are not stored, each once, in the order of the datasets; embedded sounds stay on disk."""
+        tables = [dataset.select_columns(["id", "audio"]) for dataset in datasets]
+        sounds = (row["audio"] for table in tables for row in table)
+        self._learn_keys({audio["path"] for audio in sounds if audio["bytes"] is None})
+        clips: dict[str, Clip] = {}
+        for table in tables:
+            for number, row in enumerate(table):
+                key = self._key(row["audio"])
+                clips.setdefault(key, (key, table, number))
+        return [clip for key, clip in clips.items() if not self._file(key).exists()]
+
+    def _learn_keys(self, paths: set[str]) -> None:
+        """Read the files once, shared among the processes."""
+        state = PartialState()
+        mine = sorted(paths - self.keys.keys())[state.process_index :: state.num_processes]
+        bar = tqdm(mine, desc="audio files", unit="file", disable=None if state.is_main_process else True)
+        self.keys.update(gather_object([(path, content_key({"path": path})) for path in bar]))
+
+    def _key(self, audio: Mapping[str, Any]) -> str:
+        """The clip's key; a file is read for it once."""
+        if audio["bytes"] is not None:
+            return content_key(audio)
+        if audio["path"] not in self.keys:
+            self.keys[audio["path"]] = content_key(audio)
+        return self.keys[audio["path"]]
+
+    def _file(self, key: str) -> Path:
+        return self.folder / key[:2] / f"{key}.npy"
