@@ -42,16 +42,11 @@ from datasets import Dataset, DatasetDict, Features, concatenate_datasets
 from matplotlib.figure import Figure
 
 from modeling_xacle.checkpoints.provenance import dataset_name
-from modeling_xacle.data.pairs import FEATURES, check_replaceable, check_rows, dataset_licence, load_pairs, save_dataset
-from modeling_xacle.judges.clap import (
-    ClapTeacher,
-    EmbeddingShards,
-    PairIndex,
-    embed_captions,
-    embed_clips,
-    score_pairs,
-    separation_auc,
-)
+from modeling_xacle.data.columns import FEATURES
+from modeling_xacle.data.files import check_replaceable
+from modeling_xacle.data.pairs import check_rows, dataset_licence, load_pairs, save_dataset
+from modeling_xacle.judges.clap import ClapTeacher, score_pairs, separation_auc
+from modeling_xacle.judges.embeddings import EmbeddingShards, PairIndex, embed_captions, embed_clips
 
 # One process may wait for another that has more left to do after an interruption.
 LONGEST_WAIT = timedelta(days=2)

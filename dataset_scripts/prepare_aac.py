@@ -35,7 +35,9 @@ from typing import Annotated, Any
 
 import typer
 
-from modeling_xacle.data.pairs import clean_caption, find_column, make_dataset, read_table, save_dataset, unusable_audio
+from modeling_xacle.data.columns import clean_caption, find_column
+from modeling_xacle.data.pairs import make_dataset, save_dataset, unusable_audio
+from modeling_xacle.data.tables import read_table
 
 YOUTUBE_NAME = re.compile(r"Y?(?P<video>[A-Za-z0-9_-]{11})(?:_(?P<start>\d+(?:\.\d+)?))?(?:_\d+(?:\.\d+)?)?")
 AUDIO_ENDINGS = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".aif", ".aiff", ".au", ".w64"}

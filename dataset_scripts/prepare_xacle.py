@@ -24,15 +24,9 @@ from typing import Annotated, Any
 import typer
 
 from modeling_xacle.configuration_xacle import XacleConfig
-from modeling_xacle.data.pairs import (
-    SCORE_RANGE,
-    clean_caption,
-    find_column,
-    make_dataset,
-    read_table,
-    save_dataset,
-    unusable_audio,
-)
+from modeling_xacle.data.columns import SCORE_RANGE, clean_caption, find_column
+from modeling_xacle.data.pairs import make_dataset, save_dataset, unusable_audio
+from modeling_xacle.data.tables import read_table
 
 SPLITS = ("train", "validation", "test")
 TABLES = ("{split}.csv", "{split}_average.csv", "{split}_with_score.csv")

@@ -356,7 +356,7 @@ def synthesize(
     Raises:
         ValueError: There is something else at the output.
     """
-    from modeling_xacle.data.pairs import replace_folder
+    from modeling_xacle.data.files import replace_folder
 
     check_output(output)
     settings, planned = fingerprint(output, seed, clips, rated, embed_audio), plan_clips(clips, rated)

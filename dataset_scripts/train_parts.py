@@ -38,9 +38,11 @@ from transformers import (
 
 from modeling_xacle.checkpoints.conversion import save_folder
 from modeling_xacle.configuration_xacle import BeatsConfig
-from modeling_xacle.data.pairs import load_pairs, replace_folder
+from modeling_xacle.data.files import replace_folder
+from modeling_xacle.data.pairs import load_pairs
 from modeling_xacle.feature_extraction_xacle import XacleFeatureExtractor
-from modeling_xacle.judges.clap import PairIndex, separation_auc
+from modeling_xacle.judges.clap import separation_auc
+from modeling_xacle.judges.embeddings import PairIndex
 from modeling_xacle.modeling_beats import BeatsForAudioClassification, BeatsModel
 from modeling_xacle.speed import fast_forms
 

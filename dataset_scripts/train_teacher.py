@@ -36,9 +36,10 @@ from transformers import (
     set_seed,
 )
 
-from modeling_xacle.data.files import saving
-from modeling_xacle.data.pairs import check_rows, load_pairs, replace_folder
-from modeling_xacle.judges.clap import ClapTeacher, ClipFeatures, PairIndex, separation_auc
+from modeling_xacle.data.files import replace_folder, saving
+from modeling_xacle.data.pairs import check_rows, load_pairs
+from modeling_xacle.judges.clap import ClapTeacher, separation_auc
+from modeling_xacle.judges.embeddings import ClipFeatures, PairIndex
 
 # In the order of the ids that ClapTextConfig takes for granted.
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>"]

@@ -21,8 +21,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import pipeline
 
 from modeling_xacle import DEFAULT_MODEL, modeling_xacle
-from modeling_xacle.data.pairs import read_table
-from modeling_xacle.evaluation.metrics import alignment_metrics, resample_indices
+from modeling_xacle.data.tables import read_table
+from modeling_xacle.evaluation.metrics import alignment_metrics
+from modeling_xacle.evaluation.resampling import resample_indices
 from modeling_xacle.speed import forms
 from modeling_xacle.training.recipes import parse_arguments
 

@@ -9,7 +9,7 @@ from huggingface_hub import DatasetCard, ModelCard
 from modeling_xacle import XacleConfig
 from modeling_xacle.checkpoints.provenance import UNNAMED, dataset_name, licence_of, made_from, read_card
 from modeling_xacle.data.pairs import dataset_licence, make_dataset, save_dataset
-from modeling_xacle.evaluation.metrics import bootstrap_intervals
+from modeling_xacle.evaluation.resampling import bootstrap_intervals
 from modeling_xacle.training import cards
 from modeling_xacle.training.recipes import StageArguments
 

@@ -12,16 +12,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, ClapProcessor, PreTrainedTokenizerFast
 
 from modeling_xacle.data.pairs import make_dataset
-from modeling_xacle.judges.clap import (
-    ClapTeacher,
-    EmbeddingShards,
-    PairIndex,
-    clip_features,
-    embed_captions,
-    embed_clips,
-    score_pairs,
-    separation_auc,
-)
+from modeling_xacle.judges.clap import ClapTeacher, clip_features, score_pairs, separation_auc
+from modeling_xacle.judges.embeddings import EmbeddingShards, PairIndex, embed_captions, embed_clips
 
 SAMPLING_RATE = 16000
 WORDS = ["a", "the", "dog", "barks", "rain", "falls", "bell", "rings", "loud", "quiet", "twice", "and"]

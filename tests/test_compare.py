@@ -17,7 +17,8 @@ from modeling_xacle.evaluation.compare import (
     read_systems,
     system_names,
 )
-from modeling_xacle.evaluation.metrics import METRICS, paired_bootstrap, paired_permutation_test
+from modeling_xacle.evaluation.metrics import METRICS
+from modeling_xacle.evaluation.resampling import paired_bootstrap, paired_permutation_test
 
 QUICK = ("--resamples", 200)
 

@@ -10,17 +10,9 @@ import soundfile
 from datasets import Audio, Dataset, load_dataset
 
 from modeling_xacle.data import pairs
-from modeling_xacle.data.pairs import (
-    FEATURES,
-    check_rows,
-    clean_caption,
-    find_column,
-    load_pairs,
-    make_dataset,
-    read_table,
-    save_dataset,
-    unusable_audio,
-)
+from modeling_xacle.data.columns import FEATURES, clean_caption, find_column
+from modeling_xacle.data.pairs import check_rows, load_pairs, make_dataset, save_dataset, unusable_audio
+from modeling_xacle.data.tables import read_table
 
 FULL = {"label": 0.5, "score": 7.5, "ratings": [7, 8], "listener_ids": ["a", "b"], "source": "x", "is_negative": False}
 

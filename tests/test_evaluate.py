@@ -22,8 +22,10 @@ from modeling_xacle.evaluation.evaluate import (
     worst_pairs,
 )
 from modeling_xacle.evaluation.figures import draw_bands, draw_residuals, draw_scatter, figure_bytes
-from modeling_xacle.evaluation.metrics import METRICS, bootstrap_intervals, listeners_ceiling
+from modeling_xacle.evaluation.listeners import listeners_ceiling
+from modeling_xacle.evaluation.metrics import METRICS
 from modeling_xacle.evaluation.report import write_report
+from modeling_xacle.evaluation.resampling import bootstrap_intervals
 
 QUICK = ("--resamples", 50)
 SOURCES = ("AudioLDM", "Tango", "natural")

@@ -12,14 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modeling_xacle.evaluation import metrics
-from modeling_xacle.evaluation.metrics import (
-    METRICS,
-    alignment_metrics,
-    bootstrap_intervals,
-    listeners_ceiling,
-    paired_bootstrap,
-    resample_indices,
-)
+from modeling_xacle.evaluation.listeners import listeners_ceiling
+from modeling_xacle.evaluation.metrics import METRICS, alignment_metrics
+from modeling_xacle.evaluation.resampling import bootstrap_intervals, paired_bootstrap, resample_indices
 
 NAN = math.nan
 TOLERANCE = {"rel": 1e-11, "abs": 1e-13}

@@ -10,11 +10,10 @@ from conftest import PARITY
 from PIL import Image
 from test_clap import save_teacher
 
-from modeling_xacle.data.pairs import read_table
-from modeling_xacle.data.tables import TABLE_SUFFIXES
+from modeling_xacle.data.tables import TABLE_SUFFIXES, read_table
 from modeling_xacle.scoring import ranking
 from modeling_xacle.scoring.ranking import draw_heat_map, list_audio, rank_pairs, read_texts, score_matrix
-from modeling_xacle.scoring.table import load_scorer
+from modeling_xacle.scoring.scorer import load_scorer
 
 CLIPS = [str(PARITY / "wav" / name) for name in ("b_16k_3s.wav", "e_8k_4s.flac", "c_44k_stereo_12s.wav")]
 TEXTS = ["A dog barks", "beep", "Rain on a tin roof, and then thunder"]

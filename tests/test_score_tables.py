@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from modeling_xacle.data.pairs import read_table
+from modeling_xacle.data.tables import read_table
 from modeling_xacle.evaluation.score_tables import (
     REFERENCE_COLUMNS,
     join_tables,

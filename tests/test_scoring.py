@@ -36,15 +36,9 @@ from modeling_xacle.judges.clap import ClapTeacher
 from modeling_xacle.pipeline_xacle import AudioTextAlignmentPipeline
 from modeling_xacle.scoring.files import RecordReader, ScoringFiles, read_records
 from modeling_xacle.scoring.groups import CLIPS_PER_GROUP, ClipLoader, PassSize, groups_of
-from modeling_xacle.scoring.table import (
-    TableOptions,
-    describe,
-    load_scorer,
-    score_pending,
-    score_table,
-    scorer_settings,
-    scorer_signature,
-)
+from modeling_xacle.scoring.options import TableOptions
+from modeling_xacle.scoring.scorer import load_scorer, scorer_settings, scorer_signature
+from modeling_xacle.scoring.table import describe, score_pending, score_table
 
 ROOT = Path(__file__).parents[1]
 TEXTS = ["beep", "A dog barks", "Rain falls, while a man speaks", "a bell"]

@@ -5,8 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from modeling_xacle.data.pairs import read_table
-from modeling_xacle.data.tables import TABLE_SUFFIXES, write_table
+from modeling_xacle.data.tables import TABLE_SUFFIXES, read_table, write_table
 from modeling_xacle.evaluation.calibrate import ScoreCalibration, calibrate_table, save_calibration
 from modeling_xacle.evaluation.score_tables import read_score_table
 

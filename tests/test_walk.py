@@ -11,7 +11,8 @@ from conftest import PARITY
 
 import run_stage
 from modeling_xacle.cli.main import main
-from modeling_xacle.data.pairs import load_pairs, read_table
+from modeling_xacle.data.pairs import load_pairs
+from modeling_xacle.data.tables import read_table
 
 ROOT = PARITY.parents[2]
 WALK = (ROOT / "docs" / "walk.md").read_text(encoding="utf-8")

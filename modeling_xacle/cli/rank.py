@@ -9,7 +9,7 @@ import typer
 from .. import DEFAULT_MODEL
 from ..data.tables import table_text, write_table
 from ..scoring import ranking
-from ..scoring.table import load_scorer
+from ..scoring.scorer import load_scorer
 from .evaluate import TABLE
 from .score import AsJson, Device, Dtype, MapCosine, Model, Precision, Processor, Revision, check_device
 

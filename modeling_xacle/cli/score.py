@@ -12,7 +12,9 @@ import typer
 from .. import DEFAULT_MODEL
 from ..data.sources import STDIN, PairSource
 from ..pipeline_xacle import AudioTextAlignmentPipeline
-from ..scoring.table import ScoringReport, TableOptions, join_processes, load_scorer, score_table
+from ..scoring.options import TableOptions
+from ..scoring.scorer import join_processes, load_scorer
+from ..scoring.table import ScoringReport, score_table
 
 SOME_ROWS_FAILED = 3
 MOST_WORKERS = 16

@@ -1,5 +1,6 @@
 """How files and folders are written: whole or not at all, and with the permissions that any other file gets."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -8,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import yaml
+from huggingface_hub import metadata_load
 from safetensors import SafetensorError
 
 # What PyTorch's writer says of a disk that is full, in an exception of no class of its own.
@@ -62,3 +65,46 @@ def write_whole(path: str | Path, content: str | bytes) -> None:
 def write_json(file: Path, content: Any) -> None:
     """Write a JSON file, whole or not at all."""
     write_whole(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+CARD = "README.md"
+
+
+# Key of the card's metadata with the checksums of what `save_dataset` wrote: it replaces its own work and nothing else.
+MANIFEST = "xacle_files"
+
+
+def check_replaceable(output: Path) -> None:
+    """Refuse to replace what is not a dataset of `save_dataset`, or holds files that somebody added."""
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return
+    card = output / CARD
+    written = read_metadata(card).get(MANIFEST)
+    if written is None:
+        raise ValueError(f"{output}: exists and is not a dataset that this wrote; choose another output.")
+    added = sorted(entry.name for entry in output.iterdir() if entry.name not in (CARD, *written))
+    if added:
+        raise ValueError(f"{output}: holds files that would be lost, move them first: {', '.join(added)}.")
+
+
+def read_metadata(card: Path) -> dict[str, Any]:
+    """The metadata of a dataset's card; nothing if there is no card."""
+    try:
+        return (metadata_load(card) or {}) if card.is_file() else {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{card}: its metadata, between the lines of three hyphens, is no YAML ({error}).") from error
+
+
+def checksum(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def replace_folder(partial: Path, output: Path) -> None:
+    """Put the finished folder in its place; an earlier one is moved away first and removed last."""
+    earlier = output.with_name(f".{output.name}.earlier")
+    shutil.rmtree(earlier, ignore_errors=True)
+    if output.exists():
+        output.rename(earlier)
+    partial.rename(output)
+    shutil.rmtree(earlier, ignore_errors=True)

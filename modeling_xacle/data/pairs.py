@@ -1,18 +1,14 @@
-"""Tables of sound-caption pairs: the one schema of every stage, reading, checking and writing."""
+"""Datasets of sound-caption pairs: making, checking, saving and loading them."""
 
-import csv
 import hashlib
-import json
 import math
 import os
 import re
 import shutil
-import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,41 +16,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
-from datasets import Audio, Dataset, DatasetDict, Features, List, Value, load_dataset
+from datasets import Dataset, DatasetDict, Features, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from datasets.table import embed_table_storage, table_cast
-from huggingface_hub import metadata_load, metadata_save
+from huggingface_hub import metadata_save
 from tqdm import tqdm
 
 from ..feature_extraction_xacle import load_waveform
+from .columns import FEATURES, LABEL_RANGE, REQUIRED_COLUMNS, SCORE_RANGE, STORAGE, clean_caption
+from .files import CARD, MANIFEST, check_replaceable, checksum, read_metadata, replace_folder
 
-FEATURES = Features(
-    {
-        "id": Value("string"),
-        "audio": Audio(decode=False),
-        "text": Value("string"),
-        "label": Value("float32"),
-        "score": Value("float64"),
-        "ratings": List(Value("float32")),
-        "listener_ids": List(Value("string")),
-        "source": Value("string"),
-        "is_negative": Value("bool"),
-    }
-)
-REQUIRED_COLUMNS = ("id", "audio", "text")
-# Audio goes into columns as plain structs: encoding it as `Audio` needs torchcodec, casting to it does not.
-STORAGE = Features({**FEATURES, "audio": {"bytes": Value("binary"), "path": Value("string")}})
-
-# The first of these that a table has is taken: the challenge's spellings, in its files and in its READMEs, then others.
-AUDIO_COLUMNS = ("wav_file_name", "wave_file_name", "audio", "path")
-TEXT_COLUMNS = ("text", "caption")
-
-LABEL_RANGE = (-1.0, 1.0)
-SCORE_RANGE = (0.0, 10.0)
-
-CARD = "README.md"
-# Key of the card's metadata with the checksums of what `save_dataset` wrote: it replaces its own work and nothing else.
-MANIFEST = "xacle_files"
 # The Hub's names for numbers of rows below a limit.
 SIZE_CATEGORIES = [(1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (1e7, "1M<n<10M")]
 SPLIT_NAME = re.compile(r"\w+(\.\w+)*")
@@ -64,134 +35,6 @@ EMBEDDED_ROWS_PER_WRITE = 100
 
 # The loader reads one second more than it keeps.
 PROBE_SECONDS = 0.01
-
-# Unicode categories: control and format characters, surrogates.
-DROPPED_CHARACTERS = ("Cc", "Cf", "Cs")
-
-
-def clean_caption(text: str) -> str:
-    """
-    The caption in one line of normal form C: every run of whitespace is one space, without those at the ends, and
-    control characters, invisible format characters and lone surrogates are gone.
-    """
-    kept = (char for char in text if char.isspace() or unicodedata.category(char) not in DROPPED_CHARACTERS)
-    return " ".join(unicodedata.normalize("NFC", "".join(kept)).split())
-
-
-def read_table(path: str | Path) -> tuple[list[str], Iterator[tuple[int, dict[str, Any]]]]:
-    """
-    Columns of a table, and its rows, read as they are asked for, each with the number of its (last) line.
-
-    Args:
-        path (`str` or `Path`): A UTF-8 file: CSV or TSV (`.tsv`) with a header line, or JSON lines (`.jsonl`), whose
-            columns are the keys of the first line; or a Parquet file (`.parquet`), whose rows count as lines from 1.
-            Values of CSV and TSV are strings, those of the others plain Python values.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is not UTF-8, not Parquet or has no rows; a column occurs twice; a quote is broken; a row
-            has more or fewer fields than the header; a line is not a JSON object with the keys of the first.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such table.")
-    readers = {".tsv": _tsv_rows, ".jsonl": _json_rows, ".parquet": _parquet_rows}
-    rows = _decoded(path, readers.get(Path(path).suffix.lower(), _csv_rows)(path))
-    columns = next(rows, None)
-    if not columns:
-        raise ValueError(f"{path}: the table is empty.")
-    repeated = sorted(name for name, count in Counter(columns).items() if count > 1)
-    if repeated:
-        raise ValueError(f"{path}: the header has more than one column {', '.join(repeated)}; rename or remove one.")
-    return columns, rows
-
-
-def _decoded(path: str | Path, lines: Iterator[Any]) -> Iterator[Any]:
-    """The header and the rows, with what goes wrong in decoding told in words."""
-    count = 0
-    try:
-        for line in lines:
-            count += 1
-            yield line
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path}: not UTF-8 (byte 0x{error.object[error.start]:02x}: {error.reason}); save it as UTF-8."
-        ) from error
-    except csv.Error as error:
-        raise ValueError(f"{path}: not a sound CSV file, a quote may be missing ({error}).") from error
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path}: not a sound Parquet file ({error}).") from error
-    if count == 1:
-        raise ValueError(f"{path}: the table has a header but no rows.")
-
-
-def _csv_rows(path: str | Path, delimiter: str = ",") -> Iterator[Any]:
-    """The header, then line numbers and rows of a CSV file."""
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
-        columns = [name.strip() for name in next(reader, [])]
-        yield columns
-        for fields in reader:
-            if fields and len(fields) != len(columns):
-                raise ValueError(
-                    f"{path}, line {reader.line_num}: {len(fields)} fields, but the header has {len(columns)}; "
-                    "captions with commas need quotes."
-                )
-            if fields:
-                yield reader.line_num, dict(zip(columns, fields, strict=True))
-
-
-def _tsv_rows(path: str | Path) -> Iterator[Any]:
-    """As `_csv_rows`, with tabs between the fields."""
-    return _csv_rows(path, delimiter="\t")
-
-
-def _parquet_rows(path: str | Path) -> Iterator[Any]:
-    """The column names, then numbers from 1 and rows of a Parquet file, a few in memory at a time."""
-    with pq.ParquetFile(path) as file:
-        yield file.schema_arrow.names
-        batches = file.iter_batches(batch_size=EMBEDDED_ROWS_PER_WRITE)
-        yield from enumerate(chain.from_iterable(batch.to_pylist() for batch in batches), 1)
-
-
-def _json_rows(path: str | Path) -> Iterator[Any]:
-    """The keys of the first line, then line numbers and rows of a JSON lines file."""
-    columns: list[str] = []
-    with open(path, encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not JSON ({error}).") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {number}: a JSON object is needed, not {type(row).__name__}.")
-            if not columns:
-                columns = list(row)
-                yield columns
-            missing = [name for name in columns if name not in row]
-            if missing:
-                raise ValueError(f"{path}, line {number}: the key {', '.join(missing)} of the first line is missing.")
-            yield number, row
-
-
-def find_column(
-    columns: Iterable[str], candidates: Iterable[str], table: str | Path, required: bool = True
-) -> str | None:
-    """
-    The first of the candidates that is a column of the table; `None` if there is none and none is required.
-
-    Raises:
-        ValueError: A required column is missing.
-    """
-    columns, candidates = list(columns), list(candidates)
-    found = next((name for name in candidates if name in columns), None)
-    if found is None and required:
-        raise ValueError(
-            f"{table}: no column {' or '.join(candidates)}; it has {', '.join(columns)}. Rename the column that holds "
-            "it."
-        )
-    return found
 
 
 def make_dataset(rows: Iterable[Mapping[str, Any]]) -> Dataset:
@@ -349,19 +192,6 @@ def save_dataset(
     replace_folder(partial, output)
 
 
-def check_replaceable(output: Path) -> None:
-    """Refuse to replace what is not a dataset of `save_dataset`, or holds files that somebody added."""
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
-        return
-    card = output / CARD
-    written = _read_metadata(card).get(MANIFEST)
-    if written is None:
-        raise ValueError(f"{output}: exists and is not a dataset that this wrote; choose another output.")
-    added = sorted(entry.name for entry in output.iterdir() if entry.name not in (CARD, *written))
-    if added:
-        raise ValueError(f"{output}: holds files that would be lost, move them first: {', '.join(added)}.")
-
-
 def _all_columns(splits: Mapping[str, Dataset]) -> list[str]:
     """Columns that any split has, in the schema's order."""
     if not splits:
@@ -394,17 +224,9 @@ def _write_parquet(dataset: Dataset, columns: list[str], path: Path, embed_audio
             bar.update(len(table))
 
 
-def _read_metadata(card: Path) -> dict[str, Any]:
-    """The metadata of a dataset's card; nothing if there is no card."""
-    try:
-        return (metadata_load(card) or {}) if card.is_file() else {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{card}: its metadata, between the lines of three hyphens, is no YAML ({error}).") from error
-
-
 def _write_card(path: Path, text: str, splits: Mapping[str, Dataset], licence: str | None) -> None:
     """README.md with the metadata by which the Hub, and the next run, know the folder's files."""
-    checksums = {entry.name: _checksum(entry) for entry in sorted(path.parent.iterdir())}
+    checksums = {entry.name: checksum(entry) for entry in sorted(path.parent.iterdir())}
     path.write_text(text, encoding="utf-8")
     config = {
         "config_name": "default",
@@ -427,22 +249,7 @@ def _write_card(path: Path, text: str, splits: Mapping[str, Dataset], licence: s
 def dataset_licence(name_or_path: str | Path) -> str | None:
     """The licence that the card of a dataset folder tells; `None` of one that tells none, or is not a folder."""
     card = Path(name_or_path, CARD)
-    return _read_metadata(card).get("license")
-
-
-def _checksum(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def replace_folder(partial: Path, output: Path) -> None:
-    """Put the finished folder in its place; an earlier one is moved away first and removed last."""
-    earlier = output.with_name(f".{output.name}.earlier")
-    shutil.rmtree(earlier, ignore_errors=True)
-    if output.exists():
-        output.rename(earlier)
-    partial.rename(output)
-    shutil.rmtree(earlier, ignore_errors=True)
+    return read_metadata(card).get("license")
 
 
 def load_pairs(name_or_path: str | Path, split: str | None = None) -> DatasetDict | Dataset:

@@ -12,8 +12,9 @@ from typing import Any
 
 from datasets import Dataset
 
-from .pairs import AUDIO_COLUMNS, TEXT_COLUMNS, find_column, load_pairs, read_table
-from .tables import TABLE_SUFFIXES
+from .columns import AUDIO_COLUMNS, TEXT_COLUMNS, find_column
+from .pairs import load_pairs
+from .tables import TABLE_SUFFIXES, read_table
 
 STDIN = "-"
 # Rows among which those of one clip are brought together. A waiting row takes some hundred bytes, the features of an

@@ -12,9 +12,9 @@ from numpy.typing import ArrayLike
 from scipy.optimize import isotonic_regression
 
 from ..configuration_xacle import XacleConfig
-from ..data.files import write_whole
-from ..data.pairs import find_column, read_table, replace_folder
-from ..data.tables import check_table_suffix, write_table
+from ..data.columns import find_column
+from ..data.files import replace_folder, write_whole
+from ..data.tables import check_table_suffix, read_table, write_table
 from .metrics import METRICS, alignment_metrics
 from .score_tables import PREDICTION_COLUMNS, read_score_table, text_table
 

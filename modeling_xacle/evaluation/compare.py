@@ -9,7 +9,8 @@ import numpy as np
 from scipy.stats import kendalltau
 from tqdm import tqdm
 
-from .metrics import METRICS, alignment_metrics, paired_bootstrap, paired_permutation_test
+from .metrics import METRICS, alignment_metrics
+from .resampling import paired_bootstrap, paired_permutation_test
 from .score_tables import PREDICTION_COLUMNS, REFERENCE_COLUMNS, Key, join_tables, read_score_table, text_table
 
 

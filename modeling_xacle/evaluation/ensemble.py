@@ -10,8 +10,9 @@ import numpy as np
 from scipy.optimize import minimize, nnls
 from scipy.stats import rankdata
 
-from ..data.pairs import SCORE_RANGE
-from .metrics import alignment_metrics, paired_bootstrap
+from ..data.columns import SCORE_RANGE
+from .metrics import alignment_metrics
+from .resampling import paired_bootstrap
 
 Method = Literal["mean", "zscore", "rank", "nnls", "svr"]
 FITTED_METHODS = ("nnls", "svr")

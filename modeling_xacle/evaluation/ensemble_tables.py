@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..data.columns import AUDIO_COLUMNS
 from ..data.files import write_whole
-from ..data.pairs import AUDIO_COLUMNS
 from ..data.tables import check_table_suffix, write_table
 from .compare import system_names
 from .ensemble import FITS, FITTED_METHODS, Judged, Method, ensemble, fit_nnls, grouped_folds, leave_one_out

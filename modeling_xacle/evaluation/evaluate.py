@@ -10,7 +10,9 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import __version__
-from .metrics import alignment_metrics, bootstrap_intervals, listeners_ceiling
+from .listeners import listeners_ceiling
+from .metrics import alignment_metrics
+from .resampling import bootstrap_intervals
 from .score_tables import (
     KEYS_LISTED,
     PREDICTION_COLUMNS,

@@ -13,7 +13,8 @@ from typing import Any
 
 import soundfile
 
-from ..data.pairs import AUDIO_COLUMNS, TEXT_COLUMNS, replace_folder
+from ..data.columns import AUDIO_COLUMNS, TEXT_COLUMNS
+from ..data.files import replace_folder
 from ..feature_extraction_xacle import load_waveform
 from .evaluate import EvaluationPairs, dropped_notes, worst_pairs
 from .figures import draw_bands, draw_groups, draw_residuals, draw_scatter, figure_bytes

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..data.pairs import AUDIO_COLUMNS, TEXT_COLUMNS, find_column, read_table
+from ..data.columns import AUDIO_COLUMNS, TEXT_COLUMNS, find_column
+from ..data.tables import read_table
 
 # The first of these that a table has is taken. In the challenge, README files and data files differ in spelling.
 PREDICTION_COLUMNS = ("pred_score", "prediction_score", "score")

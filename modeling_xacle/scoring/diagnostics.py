@@ -23,7 +23,8 @@ from ..feature_extraction_xacle import audio_engine
 from ..installation import torchaudio_problem
 from ..modeling_xacle import XacleModel
 from ..training.recipes import STAGES
-from .table import TableOptions, load_scorer, scorer_settings, scorer_signature
+from .options import TableOptions
+from .scorer import load_scorer, scorer_settings, scorer_signature
 
 logger = logging.get_logger(__name__)
 

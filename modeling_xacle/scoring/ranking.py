@@ -13,9 +13,9 @@ from matplotlib.patches import Rectangle
 from tqdm import tqdm
 from transformers.utils import logging
 
+from ..data.columns import TEXT_COLUMNS, find_column
 from ..data.files import write_whole
-from ..data.pairs import TEXT_COLUMNS, find_column, read_table
-from ..data.tables import TABLE_SUFFIXES, check_table_suffix
+from ..data.tables import TABLE_SUFFIXES, check_table_suffix, read_table
 from ..pipeline_xacle import AudioTextAlignmentPipeline
 
 logger = logging.get_logger(__name__)

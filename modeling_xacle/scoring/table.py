@@ -1,11 +1,7 @@
-"""Scoring: any model as one kind of object, and whole tables of pairs with it."""
+"""Scoring whole tables of pairs."""
 
-import hashlib
-import json
-import os
 from collections import Counter
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,80 +9,19 @@ import torch
 from accelerate import PartialState
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from transformers import AutoConfig, pipeline
 
-from .. import DEFAULT_MODEL, __version__
-from ..checkpoints.fingerprints import (
-    digest_of,
-    front_end_code,
-    processor_settings,
-    weights_fingerprint,
-    without_bookkeeping,
-)
-from ..checkpoints.provenance import commit_of
 from ..data.sources import PairSource
-from ..judges.clap import ClapTeacher
-from ..judges.clap_pipeline import ZeroShotAlignmentPipeline
 from ..pipeline_xacle import AudioTextAlignmentPipeline
 from .files import XACLE_COLUMNS, Record, ScoringFiles, as_line
 from .groups import (
-    CLIPS_PER_GROUP,
-    WINDOWED_CLIPS_PER_GROUP,
     ClipLoader,
     PassSize,
     group_records,
     is_failure,
     pending_groups,
 )
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-LONGEST_WAIT = timedelta(days=7)  # of a process whose share is scored for the others
-
-
-@dataclass(frozen=True)
-class TableOptions:
-    """
-    How to score a table.
-
-    Fields:
-        batch_size (`int`, *optional*): Windows, and pairs, in one pass of the model; by default what the device holds,
-            halved when it turns out to hold less.
-        workers (`int`): Processes that load and resample sounds; 0 is none but this one.
-        window_seconds (`float`, *optional*), hop_seconds (`float`, *optional*): As of the pipeline's call.
-        windows (`bool`): Add a column with the score of each window.
-        signature (`bool`): Add a column that tells the model and its settings.
-        xacle (`bool`): Write the challenge's two columns alone.
-        prefix (`str`): Put before the names of the columns that are added.
-        strict (`bool`): Stop at the first row that cannot be scored.
-        restart (`bool`): Forget earlier runs, and replace what is at the output.
-    """
-
-    batch_size: int | None = None
-    workers: int = 0
-    window_seconds: float | None = None
-    hop_seconds: float | None = None
-    windows: bool = False
-    signature: bool = False
-    xacle: bool = False
-    prefix: str = ""
-    strict: bool = False
-    restart: bool = False
-
-    @property
-    def call_arguments(self) -> dict[str, Any]:
-        """Those of `preprocess`."""
-        return {"window_seconds": self.window_seconds, "hop_seconds": self.hop_seconds}
-
-    @property
-    def clips_per_group(self) -> int:
-        """Clips that are loaded and scored together."""
-        return CLIPS_PER_GROUP if self.window_seconds is self.hop_seconds is None else WINDOWED_CLIPS_PER_GROUP
-
-    @property
-    def added(self) -> dict[str, str]:
-        """Names of the added columns, by what they hold."""
-        names = ["score", "status", "notes", *["windows"] * self.windows, *["signature"] * self.signature]
-        return {name: self.prefix + name for name in names}
+from .options import TableOptions
+from .scorer import join_processes, scorer_settings, scorer_signature
 
 
 @dataclass(frozen=True)
@@ -112,70 +47,6 @@ class ScoringReport:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
-
-
-def join_processes(device: str = "auto") -> PartialState:
-    """
-    The processes that share the work, one if no launcher started more, and the device of this one.
-
-    Raises:
-        ValueError: Processes were started that would each work alone.
-    """
-    on_cpu = device == "cpu" or (device == "auto" and not torch.accelerator.is_available())
-    state = PartialState(cpu=on_cpu, timeout=LONGEST_WAIT)
-    launched = int(os.environ.get("WORLD_SIZE", 1))
-    if launched != state.num_processes:
-        raise ValueError(
-            f"{launched} processes were started, but each would work alone; launch with a file of accelerate_configs/."
-        )
-    return state
-
-
-def load_scorer(
-    model: str | Path = DEFAULT_MODEL,
-    device: str | torch.device = "auto",
-    dtype: str = "float32",
-    revision: str | None = None,
-    processor: str | Path | None = None,
-    map_cosine: bool = False,
-) -> AudioTextAlignmentPipeline:
-    """
-    A scorer, called as the pipeline is, of whatever model.
-
-    Args:
-        model (`str` or `Path`): Folder or Hub id of a xacle model, or of any `transformers.ClapModel`.
-        device (`str` or `torch.device`): By default an accelerator (cuda, mps) if there is one, else the CPU.
-        dtype (`str`): `"float32"`, `"bfloat16"` or `"float16"`.
-        revision (`str`, *optional*): Of the model on the Hub.
-        processor (`str` or `Path`, *optional*): Of a CLAP model that comes without one.
-        map_cosine (`bool`): Map a CLAP model's cosine to 0-10.
-
-    Returns:
-        A pipeline that also knows the `commit` of a model on the Hub.
-
-    Raises:
-        ValueError: Another kind of model, an incomplete one, or an option that it does not take.
-        OSError: There is no such model.
-    """
-    if device == "auto":
-        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    device, compute_dtype = torch.device(device), DTYPES[dtype]
-    kind = AutoConfig.from_pretrained(model, revision=revision).model_type
-    commit = commit_of(model, revision)
-    if kind == "clap":
-        teacher = ClapTeacher.from_pretrained(model, processor, device, revision)
-        align = ZeroShotAlignmentPipeline(teacher, map_cosine, compute_dtype, device=device)
-        align.commit = commit
-        return align
-    if kind != "xacle":
-        raise ValueError(f"{model}: a model of type {kind}; xacle and clap models can score.")
-    if map_cosine or processor:
-        raise ValueError(f"{model}: --map-cosine and --processor are for CLAP models.")
-    align = pipeline("audio-text-alignment", model=str(model), revision=revision, dtype=compute_dtype, device=device)
-    # Pipeline leaves the model where it is if processes share the work.
-    align.model.to(device)
-    align.device, align.commit = device, commit
-    return align
 
 
 def score_pending(
@@ -217,30 +88,6 @@ def score_pending(
                 line, status = min(failures)
                 raise ValueError(f"{pairs.name}, line {line}: {status.removeprefix('error: ')}")
     return scored
-
-
-def scorer_settings(align: AudioTextAlignmentPipeline, options: TableOptions) -> dict[str, Any]:
-    """All that a score depends on, besides the clip and the caption, as JSON has it."""
-    settings = processor_settings(align.processor)
-    zero_shot = isinstance(align, ZeroShotAlignmentPipeline)
-    return {
-        "weights": f"sha256 {weights_fingerprint(align.model)}",
-        "config": f"sha256 {digest_of(without_bookkeeping(align.model.config.to_dict()))}",
-        "version": __version__,
-        "dtype": str(align.compute_dtype if zero_shot else align.model.dtype).removeprefix("torch."),
-        "scale": "cosine" if zero_shot and not align.map_cosine else "0-10",
-        **options.call_arguments,
-        "max_text_tokens": align.max_text_tokens if zero_shot else settings.pop("max_text_tokens"),
-        "front_end": settings.pop("feature_extractor"),
-        "processor": settings,
-        **front_end_code(),
-    }
-
-
-def scorer_signature(settings: dict[str, Any]) -> str:
-    """What [`scorer_settings`] gives, in one short line."""
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-    return f"modeling-xacle {__version__} {digest}"
 
 
 def describe(align: AudioTextAlignmentPipeline, pairs: PairSource, options: TableOptions) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ..checkpoints.provenance import CARD, UNKNOWN, dataset_name, made_from, rea
 from ..configuration_xacle import XacleConfig
 from ..data.files import write_json
 from ..data.pairs import dataset_licence
-from ..evaluation.metrics import bootstrap_intervals
+from ..evaluation.resampling import bootstrap_intervals
 from .freezing import alignment_model
 from .recipes import STAGES, StageArguments
 from .resuming import run_settings
