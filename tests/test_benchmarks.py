@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def scripts():
     with pytest.MonkeyPatch.context() as patch:
-        for folder in ("benchmarks", "dataset_scripts"):
+        for folder in ("benchmarks/speed", "benchmarks/ablation", "dataset_scripts/synthetic"):
             patch.syspath_prepend(str(ROOT / folder))
         names = ("tiny", "rows", "ablation", "ablation_report", "worlds", "steps", "synthesize")
         yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
@@ -343,8 +343,8 @@ def test_seeds_are_read_as_hexadecimal_digits(scripts):
 def test_the_bundled_model_tells_synthetic_sounds_apart():
     """Of new scenes, the caption of its own against that of another."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "dataset_scripts"))
-        captions, events = map(importlib.import_module, ("synthesis_captions", "synthesis_events"))
+        patch.syspath_prepend(str(ROOT / "dataset_scripts/synthetic"))
+        captions, events = map(importlib.import_module, ("captions", "events"))
     generator = np.random.default_rng(12345)
     scenes = [events.sample_scene(generator, events.split_named("train")) for _ in range(16)]
     sounds = [events.render_clip(scene, generator) for scene in scenes]
@@ -372,7 +372,7 @@ def test_the_bundled_model_is_small():
 @pytest.fixture(scope="module")
 def speed():
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(ROOT / "benchmarks"))
+        patch.syspath_prepend(str(ROOT / "benchmarks/speed"))
         names = ("run", "reference", "operations", "workbench", "measuring", "training_steps")
         names += ("cases", "limits", "machines", "speed_report", "gpu_steps")
         yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
@@ -593,7 +593,7 @@ def test_bf16_is_left_out_where_there_are_no_instructions_for_it(speed, bench, m
 def smoke(tmp_path_factory, speed, published_spectrograms):
     """Everything, in small."""
     folder = tmp_path_factory.mktemp("speed")
-    code, shown, message = run_script(ROOT / "benchmarks/run.py", "--smoke", "-o", folder)
+    code, shown, message = run_script(ROOT / "benchmarks/speed/run.py", "--smoke", "-o", folder)
     assert code == 0, message
     (file,) = folder.glob("*.json")
     return file, shown
@@ -614,7 +614,7 @@ def test_the_command_measures_everything(speed, smoke):
 
 def run_front_end(folder, *more):
     arguments = ["--smoke", "-o", folder, "--only", "front_end", *more]
-    code, _, message = run_script(ROOT / "benchmarks/run.py", *arguments)
+    code, _, message = run_script(ROOT / "benchmarks/speed/run.py", *arguments)
     assert code == 0, message
     return message
 
@@ -638,7 +638,7 @@ def test_a_run_goes_on_and_leaves_other_sections_and_other_processors(speed, smo
 
 
 def test_a_trial_run_does_not_overwrite_what_was_measured(speed):
-    code, _, message = run_script(ROOT / "benchmarks/run.py", "--smoke")
+    code, _, message = run_script(ROOT / "benchmarks/speed/run.py", "--smoke")
     assert code and "--output" in message
 
 
@@ -647,7 +647,7 @@ def test_a_trial_run_does_not_overwrite_what_was_measured(speed):
 
 
 def run_gpu(folder, *more):
-    code, shown, message = run_script(ROOT / "benchmarks/gpu.py", folder, *more)
+    code, shown, message = run_script(ROOT / "benchmarks/speed/gpu.py", folder, *more)
     return code, shown + message
 
 

@@ -190,7 +190,7 @@ def test_pairs_are_scored_in_chunks_as_at_once(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     audio, text = (torch.nn.functional.normalize(torch.randn(n, 8, generator=generator)) for n in (5, 7))
     pairs = torch.cartesian_prod(torch.arange(5), torch.arange(7))
-    monkeypatch.setattr("modeling_xacle.clap.PAIRS_PER_CHUNK", 4)
+    monkeypatch.setattr("modeling_xacle.judges.clap.PAIRS_PER_CHUNK", 4)
     torch.testing.assert_close(score_pairs(audio, text, pairs), (audio @ text.T).flatten())
     same = score_pairs(audio, audio, torch.arange(5).repeat(2, 1).T)
     assert same.max() <= 1 and same.min() > 1 - 1e-6
@@ -229,7 +229,7 @@ def test_the_fingerprint_tells_weights_and_front_ends_apart(teacher, monkeypatch
         make_teacher(seed=1).fingerprint,
         ClapTeacher(make_model(), other_front_end).fingerprint,
     }
-    monkeypatch.setattr("modeling_xacle.fingerprints.audio_engine", lambda: "another")
+    monkeypatch.setattr("modeling_xacle.checkpoints.fingerprints.audio_engine", lambda: "another")
     fingerprints.add(make_teacher().fingerprint)
     assert len(fingerprints) == 4
 

@@ -248,7 +248,7 @@ def test_a_written_ensemble_is_judged_as_it_was_reported(tables):
 def test_clips_and_not_pairs_are_split(tables, monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "modeling_xacle.ensemble_tables.grouped_folds",
+        "modeling_xacle.evaluation.ensemble_tables.grouped_folds",
         lambda clips, *rest: seen.append(clips) or grouped_folds(clips, *rest),
     )
     ensemble_tables([tables / "a.csv"], tables / "out.csv", tables / "ref.csv", "nnls")

@@ -1,6 +1,6 @@
 """
-What has to be seen on a GPU. `benchmarks/gpu.py` runs these tests; with XACLE_TEST_DEVICE=cpu they run on a CPU, to see
-that they work.
+What has to be seen on a GPU. `benchmarks/speed/gpu.py` runs these tests; with XACLE_TEST_DEVICE=cpu they run on a CPU,
+to see that they work.
 """
 
 import os

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_xacle.evaluation import metrics
+from modeling_xacle.evaluation import resampling
 from modeling_xacle.evaluation.listeners import listeners_ceiling
 from modeling_xacle.evaluation.metrics import METRICS, alignment_metrics
 from modeling_xacle.evaluation.resampling import bootstrap_intervals, paired_bootstrap, resample_indices
@@ -194,7 +194,7 @@ def test_resamples_depend_on_the_seed_and_not_on_the_chunks(monkeypatch):
     assert whole.shape == (100, 7)
     assert set(whole.ravel()) == set(range(7))
     assert not np.array_equal(whole, np.concatenate(list(resample_indices(7, 100, seed=4))))
-    monkeypatch.setattr(metrics, "CHUNK_ELEMENTS", 40)
+    monkeypatch.setattr(resampling, "CHUNK_ELEMENTS", 40)
     chunks = list(resample_indices(7, 100, seed=3))
     assert len(chunks) == 20
     np.testing.assert_array_equal(np.concatenate(chunks), whole)
@@ -222,7 +222,7 @@ BOOTSTRAP_CASES = {
 @pytest.mark.parametrize(("predictions", "references"), BOOTSTRAP_CASES.values(), ids=BOOTSTRAP_CASES)
 def test_intervals_equal_those_of_one_resample_at_a_time(predictions, references, chunk_elements, monkeypatch):
     samples = naive_samples(predictions, references, num_resamples=200, seed=7)
-    monkeypatch.setattr(metrics, "CHUNK_ELEMENTS", chunk_elements)
+    monkeypatch.setattr(resampling, "CHUNK_ELEMENTS", chunk_elements)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         intervals = bootstrap_intervals(predictions, references, num_resamples=200, confidence=0.9, seed=7)
@@ -364,7 +364,7 @@ def test_no_splits_are_refused():
 
 def test_evaluate_module_gives_the_same_metrics():
     evaluate = pytest.importorskip("evaluate")
-    folder = str(Path(metrics.__file__).parent / "xacle_metric")
+    folder = str(Path(resampling.__file__).parent / "xacle_metric")
     predictions, references = simulate(200)
     predictions[3] = NAN
     expected = alignment_metrics(predictions, references)

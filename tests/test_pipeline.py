@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+import captions
+import events
 import numpy as np
 import pytest
-import synthesis_captions as captions
-import synthesis_events as events
 import torch
 from conftest import PARITY, SAMPLING_RATE
 from datasets import Audio, Dataset

@@ -103,7 +103,7 @@ def test_dataset_commands(folder, monkeypatch, capsys):
     make_corpora(folder)
     lines = "".join(blocks("bash")).replace("\\\n", " ").splitlines()
     commands = [shlex.split(line) for line in lines if line.startswith("python dataset_scripts/")]
-    monkeypatch.syspath_prepend(str(ROOT / "dataset_scripts"))
+    monkeypatch.syspath_prepend(str(ROOT / "dataset_scripts/synthetic"))
     for _, script, *arguments in commands:
         monkeypatch.setattr(sys, "argv", [script, *arguments, *SMALLER.get(Path(script).name, "").split()])
         try:

@@ -12,19 +12,19 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import captions
+import events
 import numpy as np
 import pytest
 import soundfile
-import synthesis_captions as captions
-import synthesis_events as events
-import synthesis_sounds as sounds
-import synthesis_words as words
+import sounds
 import synthesize
+import words
 
 from modeling_xacle import XacleFeatureExtractor
 from modeling_xacle.data.pairs import check_rows, load_pairs
 
-SCRIPTS = Path(__file__).parent.parent / "dataset_scripts"
+SCRIPTS = Path(__file__).parents[1] / "dataset_scripts/synthetic"
 
 CLIPS, RATED = 10, {"train": 6, "validation": 4, "development": 4, "test": 6}
 SIZES = ["--clips", "10", *(part for split, size in RATED.items() for part in (f"--rated-{split}", str(size)))]

@@ -1,4 +1,4 @@
-"""`dataset_scripts/train_parts.py`: the figures, that both parts learn and repeat, and that a model takes them."""
+"""`train_parts.py`: the figures, that both parts learn and repeat, and that a model takes them."""
 
 import re
 import runpy
@@ -16,7 +16,7 @@ from modeling_xacle.checkpoints.conversion import load_beats
 from modeling_xacle.data.pairs import make_dataset, save_dataset
 from modeling_xacle.feature_extraction_xacle import XacleFeatureExtractor
 
-FOLDER = Path(__file__).parents[1] / "dataset_scripts"
+FOLDER = Path(__file__).parents[1] / "dataset_scripts/synthetic"
 SCRIPT = FOLDER / "train_parts.py"
 SAMPLING_RATE = 16000
 KINDS = ["low tone", "high tone", "noise", "clicks"]

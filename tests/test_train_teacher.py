@@ -1,4 +1,4 @@
-"""`dataset_scripts/train_teacher.py`: the loss, that training separates pairs, that it repeats, and what it saves."""
+"""`train_teacher.py`: the loss, that training separates pairs, that it repeats, and what it saves."""
 
 import re
 import runpy
@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoProcessor
 from modeling_xacle.data.pairs import load_pairs, make_dataset, save_dataset
 from modeling_xacle.judges.clap import ClapTeacher, separation_auc
 
-SCRIPT = Path(__file__).parents[1] / "dataset_scripts" / "train_teacher.py"
+SCRIPT = Path(__file__).parents[1] / "dataset_scripts/synthetic/train_teacher.py"
 SAMPLING_RATE = 16000
 KINDS = ["a low tone", "a high tone", "noise", "clicks"]
 functions = runpy.run_path(str(SCRIPT))

@@ -50,7 +50,7 @@ def run(arguments, monkeypatch):
 
 
 def test_the_walk_ends_in_a_judged_model(tmp_path, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(str(ROOT / "dataset_scripts"))
+    monkeypatch.syspath_prepend(str(ROOT / "dataset_scripts/synthetic"))
     monkeypatch.chdir(tmp_path)
     for arguments in commands():
         run(arguments, monkeypatch)

@@ -13,7 +13,7 @@ from modeling_xacle.data.files import write_whole
 from modeling_xacle.evaluation.figures import BLUE, GREY, ORANGE, figure_bytes, styled_figure
 from modeling_xacle.training.cards import markdown_table
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DOCUMENTS = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
 DTYPES = ("fp32", "bf16")
 GIGA = 1e9
@@ -104,7 +104,7 @@ def check_lines(checks: Mapping[str, Any], above: str = "") -> Iterator[str]:
 def machine_page(results: dict[str, Any]) -> str:
     """All that was measured on a processor."""
     machine = results["machine"]
-    intro = "Made by `python benchmarks/run.py`. Times and operations are of one clip, pair or caption."
+    intro = "Made by `python benchmarks/speed/run.py`. Times and operations are of one clip, pair or caption."
     parts = [f"# Speed: {in_words(machine)}, PyTorch {machine['torch']}", intro, *results.get("notes", [])]
     for dtype in DTYPES:
         if not (rows := all_rows(results, dtype)):

@@ -11,11 +11,11 @@ from itertools import combinations
 from typing import Any, Literal
 
 import numpy as np
-import synthesis_sounds as sounds
-import synthesis_unseen as unseen
+import sounds
+import unseen
 from scipy import signal
-from synthesis_sounds import SAMPLING_RATE, harmonics, scatter, swell, time_axis
-from synthesis_words import OTHER_WORDING, WORDING, Wording
+from sounds import SAMPLING_RATE, harmonics, scatter, swell, time_axis
+from words import OTHER_WORDING, WORDING, Wording
 
 CLIP_SECONDS = 10.0
 CLIP_SAMPLES = round(CLIP_SECONDS * SAMPLING_RATE)

@@ -2,7 +2,7 @@
 Make a corpus in code, without a download: ten-second clips of sound events with captions, and rated pairs of a clip and
 a caption in the shape of the XACLE challenge.
 
-    python dataset_scripts/synthesize.py -o data/synthetic --seed 0
+    python dataset_scripts/synthetic/synthesize.py -o data/synthetic --seed 0
 
 writes `wav/` (FLAC, 16 kHz, mono, 16 bit), the captioned clips as `aac/` (train, validation) and the rated pairs as
 `xacle/` (train, validation, development, test). Scenes of several events in development and in test hold two kinds of
@@ -13,8 +13,8 @@ event that never meet in training: choose on development what is to be tested on
 vocoder (unseen_sounds), with other words (unseen_words), with a kind of event in each that no training has
 (unseen_kinds), and with all three (unseen).
 
-The rule of the alignment and the simulated listeners are told in synthesis_captions.py, splits and scenes in
-synthesis_events.py, sounds in synthesis_sounds.py and synthesis_unseen.py, words in synthesis_words.py.
+The rule of the alignment and the simulated listeners are told in captions.py, splits and scenes in
+events.py, sounds in sounds.py and unseen.py, words in words.py.
 
 Everything here is synthetic. It compares methods; it does not stand for human ratings.
 
@@ -39,11 +39,11 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Annotated, Any
 
+import captions
+import events
 import numpy as np
 import scipy
 import soundfile
-import synthesis_captions as captions
-import synthesis_events as events
 import typer
 from tqdm import tqdm
 
@@ -53,10 +53,7 @@ CAPTIONS_PER_CLIP = 3
 VALIDATION_SHARE = 0.05
 SETTINGS_FILE = "synthesis.json"
 OWN_ENTRIES = {"wav", "aac", "xacle", "README.md", SETTINGS_FILE}
-SOURCES = (
-    "synthesize.py", "synthesis_captions.py", "synthesis_events.py", "synthesis_sounds.py", "synthesis_unseen.py",
-    "synthesis_words.py",
-)  # fmt: skip
+SOURCES = ("synthesize.py", "captions.py", "events.py", "sounds.py", "unseen.py", "words.py")
 
 RULE_CONSTANTS = ("SIMILAR_CREDIT", "OPPOSITE_AGREEMENT", "NEEDLESS_AGREEMENT", "WRONG_RELATION", "WRONG_ORDER_COST")
 
@@ -216,9 +213,9 @@ def aac_card(seed: int, splits: dict[str, list[dict[str, Any]]]) -> str:
 
 {WARNING}
 
-Made by `dataset_scripts/synthesize.py --seed {seed}`. Ten-second scenes of one to three of {len(events.KIND_NAMES)}
-kinds of sound event, alone, together or in sequence, once or up to {events.LARGEST_COUNT} times, soft or loud, low or
-high, slow or fast, with {CAPTIONS_PER_CLIP} true captions each; every caption is a row.
+Made by `dataset_scripts/synthetic/synthesize.py --seed {seed}`. Ten-second scenes of one to three of
+{len(events.KIND_NAMES)} kinds of sound event, alone, together or in sequence, once or up to {events.LARGEST_COUNT}
+times, soft or loud, low or high, slow or fast, with {CAPTIONS_PER_CLIP} true captions each; every caption is a row.
 
 {markdown_table(sizes)}
 
@@ -236,10 +233,11 @@ def xacle_card(seed: int, splits: dict[str, list[dict[str, Any]]]) -> str:
 
 {WARNING}
 
-Made by `dataset_scripts/synthesize.py --seed {seed}` in the shape of the XACLE challenge: a clip, a caption, integer
-ratings from 0 to 10 of {captions.LISTENERS_PER_PAIR} simulated listeners (a pool of {captions.LISTENERS_PER_SPLIT} for
-each split), their mean `score`, and `label` = score / 5 - 1. Some captions are true, some wrong in one way or two, some
-of another scene. Where a clip of `development` or `test` has several events, two of them never meet in training.
+Made by `dataset_scripts/synthetic/synthesize.py --seed {seed}` in the shape of the XACLE challenge: a clip, a caption,
+integer ratings from 0 to 10 of {captions.LISTENERS_PER_PAIR} simulated listeners (a pool of
+{captions.LISTENERS_PER_SPLIT} for each split), their mean `score`, and `label` = score / 5 - 1. Some captions are true,
+some wrong in one way or two, some of another scene. Where a clip of `development` or `test` has several events, two of
+them never meet in training.
 
 {markdown_table(statistics)}
 

@@ -2,11 +2,11 @@
 Make a small model from nothing, to be the bundled one: a synthetic corpus, a CLAP teacher and its pseudo-labels, a
 pretrained encoder and language model, and the three stages, by the very scripts that real data goes through.
 
-    python benchmarks/tiny.py runs/tiny
+    python benchmarks/ablation/tiny.py runs/tiny
 
-ends in runs/tiny/stage3; benchmarks/install.py puts that into the package. Each step prints its command; a step that is
-done is not done again, and one that was interrupted goes on where it can. How each was made, and how long it took, is
-recorded in runs/tiny/steps: what was made otherwise is refused.
+ends in runs/tiny/stage3; install.py puts that into the package. Each step prints its command; a step that is done is
+not done again, and one that was interrupted goes on where it can. How each was made, and how long it took, is recorded
+in runs/tiny/steps: what was made otherwise is refused.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from steps import Step, do_steps, record_file, settings_of
 
 from modeling_xacle.checkpoints.building import init_model
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # Captioned clips, and as many rated pairs as the challenge has; development takes the place of its test split.
 WORLD = {"clips": 24_000, "rated-train": 7500, "rated-validation": 3000, "rated-development": 3000, "rated-test": 0}
 # For the parts that `train_parts.py` makes: an audio token for two of the encoder's 62 time steps of 160 ms.
@@ -127,10 +127,10 @@ def steps() -> Iterator[tuple[str, list[str]]]:
     common = ["--num-workers", os.cpu_count() or 1, *(["--bf16"] if is_faster_in_bf16() else [])]
     teacher = ["-o", "teacher", "--epochs", 2, "--batch-size", 64]
     parts = ["-o", "parts", "--beats-epochs", 5, "--beats-batch-size", 32, "--llm-epochs", 1]
-    yield CORPUS, script_command("synthesize.py", "-o", CORPUS, *flags(WORLD))
-    yield "teacher", script_command("train_teacher.py", DATA[1], *teacher, *common)
+    yield CORPUS, script_command("synthetic/synthesize.py", "-o", CORPUS, *flags(WORLD))
+    yield "teacher", script_command("synthetic/train_teacher.py", DATA[1], *teacher, *common)
     yield DATA[2], label_command(DATA[2], "--negatives", 2, "--hard", 1, "--hard-pool", 1000)
-    yield "parts", script_command("train_parts.py", DATA[1], *parts, *common)
+    yield "parts", script_command("synthetic/train_parts.py", DATA[1], *parts, *common)
     for name, start in STARTS.items():
         yield f"{name}/README.md", stage_command(name, name, start)
 

@@ -1,7 +1,7 @@
 """
 How good a model is on a fresh test world: synthetic pairs of a seed that nothing was trained on or chosen by.
 
-    python benchmarks/worlds.py runs/worlds --seed 1f2e3d4c
+    python benchmarks/ablation/worlds.py runs/worlds --seed 1f2e3d4c
 
 draws the world (3,000 rated pairs of the split `test`, and 1,000 of each of the splits by another generator), scores it
 with the bundled model or --model, and says which share of the listeners' ceiling the scores reach: their SRCC with the
@@ -31,7 +31,7 @@ from modeling_xacle.training.cards import markdown_table
 from modeling_xacle.training.collators import PairCollator
 from modeling_xacle.training.feature_cache import AudioFeatureCache
 
-SPLITS = ("test", "unseen_sounds", "unseen_words", "unseen_kinds", "unseen")  # of dataset_scripts/synthesis_events.py
+SPLITS = ("test", "unseen_sounds", "unseen_words", "unseen_kinds", "unseen")  # of dataset_scripts/synthetic/events.py
 SIZES = {"clips": 0, "rated-train": 0, "rated-validation": 0, "rated-development": 0}
 TEST_PAIRS, UNSEEN_PAIRS = 3000, 1000
 BATCH_SIZE = 64
@@ -51,7 +51,7 @@ def draw(work: Path, seed: int) -> Path:
     folder = work / "worlds" / f"{seed:08x}"
     sizes = {**SIZES, "rated-test": TEST_PAIRS, "rated-unseen": UNSEEN_PAIRS}
     work.mkdir(parents=True, exist_ok=True)
-    tiny.run(tiny.script_command("synthesize.py", "-o", folder, "--seed", seed, *tiny.flags(sizes)), work)
+    tiny.run(tiny.script_command("synthetic/synthesize.py", "-o", folder, "--seed", seed, *tiny.flags(sizes)), work)
     return folder / "xacle"
 
 

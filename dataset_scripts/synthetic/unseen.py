@@ -1,12 +1,12 @@
 """
 Kinds of sound that the synthetic corpus keeps for its splits of unseen kinds: no training split ever holds them.
 
-Functions are as in synthesis_sounds.py.
+Functions are as in sounds.py.
 """
 
 import numpy as np
 from scipy import signal
-from synthesis_sounds import (
+from sounds import (
     SAMPLING_RATE,
     band_noise,
     burst,

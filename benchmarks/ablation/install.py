@@ -1,10 +1,10 @@
 """
 Put the trained model into the package, with what it reaches on a test world on its card.
 
-    python benchmarks/install.py runs/tiny --test-seed 1f2e3d4c
+    python benchmarks/ablation/install.py runs/tiny --test-seed 1f2e3d4c
 
-takes runs/tiny/stage3, which benchmarks/tiny.py makes, without the code, which the package has; every pair's score goes
-to benchmarks/results/worlds/, in the place of those of the model before.
+takes runs/tiny/stage3, which tiny.py makes, without the code, which the package has; every pair's score goes to
+benchmarks/results/worlds/, in the place of those of the model before.
 """
 
 import shutil
@@ -18,7 +18,7 @@ import worlds
 from modeling_xacle.data.tables import write_table
 from modeling_xacle.scoring.diagnostics import BUNDLED_MODEL, write_expected
 
-SCORES = Path(__file__).parent / "results/worlds"
+SCORES = Path(__file__).parents[1] / "results/worlds"
 INSTALLED = (
     "config.json",
     "model.safetensors",
@@ -29,9 +29,9 @@ INSTALLED = (
 )
 WARNING = """
 > The model that `pipeline("audio-text-alignment")` loads when none is named. **Everything it learned is synthetic**:
-> sounds, captions and listeners come from a program (`dataset_scripts/synthesize.py`). It is for trying the package out
-> and for its tests, not for judging real generators: what it says of a real recording means nothing. Made by
-> `python benchmarks/tiny.py`.
+> sounds, captions and listeners come from a program (`dataset_scripts/synthetic/synthesize.py`). It is for trying the
+> package out and for its tests, not for judging real generators: what it says of a real recording means nothing. Made
+> by `python benchmarks/ablation/tiny.py`.
 """
 TEST = """## Test
 
@@ -80,9 +80,9 @@ def install(model: Path, folder: Path, seed: int, table: str) -> None:
 
 def main(
     test_seed: Annotated[str, typer.Option(help="Of the test world, in hexadecimal digits.")],
-    work: Annotated[Path, typer.Argument(help="Folder of benchmarks/tiny.py.")] = Path("runs/tiny"),
+    work: Annotated[Path, typer.Argument(help="Folder of benchmarks/ablation/tiny.py.")] = Path("runs/tiny"),
 ) -> None:
-    """Make the result of benchmarks/tiny.py the bundled model."""
+    """Make the result of benchmarks/ablation/tiny.py the bundled model."""
     work, seed = work.absolute(), worlds.read_seed(test_seed)
     rows = worlds.score_world(work / "stage3", worlds.draw(work, seed), work / "cache")
     install(work / "stage3", BUNDLED_MODEL, seed, worlds.world_table(rows))

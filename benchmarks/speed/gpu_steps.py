@@ -26,7 +26,7 @@ from modeling_xacle import DEFAULT_MODEL
 from modeling_xacle.data.pairs import make_dataset, save_dataset
 from modeling_xacle.scoring.diagnostics import TOLERANCES
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # What is measured where all is done in small.
 SMALL_SECTIONS = ("pair", "bf16", "training")
 SMALL_TESTS = "spectrograms or one_clip"
@@ -102,12 +102,12 @@ def speed(settings: Settings, dtype: str) -> dict[str, Any]:
 
 def scenes(count: int) -> tuple[list[np.ndarray], list[str]]:
     """Synthetic sounds, int16 `(samples,)` at 16 kHz, with a true caption each."""
-    sys.path.append(str(ROOT / "dataset_scripts"))
+    sys.path.append(str(ROOT / "dataset_scripts/synthetic"))
     try:
-        import synthesis_captions as captions
-        import synthesis_events as events
+        import captions
+        import events
     finally:
-        sys.path.remove(str(ROOT / "dataset_scripts"))
+        sys.path.remove(str(ROOT / "dataset_scripts/synthetic"))
     generator = np.random.default_rng(0)
     made = [events.sample_scene(generator, events.split_named("train")) for _ in range(count)]
     sounds = [events.render_clip(scene, generator) for scene in made]

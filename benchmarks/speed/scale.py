@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LAUNCHER = ROOT / "accelerate_configs" / "cpu_2_processes.yaml"
 PROCESSES = (1, 2, 4)
 # Pairs of the tables: the difference in time between two of them is without what it takes to start.

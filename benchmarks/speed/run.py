@@ -2,9 +2,9 @@
 What a user pays: time and memory of each part at published size, with random weights, beside the reference design
 (reference.py) and the arithmetic limit of the machine.
 
-    python benchmarks/run.py
-    python benchmarks/run.py --only encoder --only pair
-    python benchmarks/run.py --smoke -o /tmp/smoke
+    python benchmarks/speed/run.py
+    python benchmarks/speed/run.py --only encoder --only pair
+    python benchmarks/speed/run.py --smoke -o /tmp/smoke
 
 measures on the CPU in fp32, and in bf16 where it has instructions for that; with `--device cuda` on a GPU, in both.
 Each processor has a file of its own in results/speed, with a page and a picture; the tables of README.md and
@@ -32,10 +32,10 @@ from workbench import Workbench, forms_of_layers
 
 from modeling_xacle.data.files import write_json
 
-RESULTS = Path(__file__).parent / "results" / "speed"
+RESULTS = Path(__file__).parents[1] / "results/speed"
 # What decides about a figure.
 MEASURING = ("cases", "limits", "measuring", "operations", "reference", "training_steps", "workbench")
-CODE = ("modeling_xacle/**/*.py", *(f"benchmarks/{name}.py" for name in MEASURING))
+CODE = ("modeling_xacle/**/*.py", *(f"benchmarks/speed/{name}.py" for name in MEASURING))
 # Our scores and the reference's, one pair at a time in fp32, on the 0-10 scale.
 AGREEMENT = 1e-4
 Section = StrEnum("Section", [*SECTIONS, "scale"])

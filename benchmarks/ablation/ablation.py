@@ -2,12 +2,12 @@
 What each stage, loss and order brings, on synthetic worlds: the recipe as released and as in the paper (arXiv
 2602.00604, from the same stage 1, with the best checkpoint and calibration), ours, and the listeners' ceiling.
 
-    python benchmarks/ablation.py runs/tiny
-    python benchmarks/ablation.py runs/tiny --test-seed 1f2e3d4c
+    python benchmarks/ablation/ablation.py runs/tiny
+    python benchmarks/ablation/ablation.py runs/tiny --test-seed 1f2e3d4c
 
-makes what benchmarks/tiny.py makes, trains the other rows from the same parts and data, and measures them: without a
-seed on the split `development`, by which everything was chosen (--choices tries other learning rates too);
-with a seed on the test world of that seed, for what was frozen before it was drawn. Each row is trained by
+makes what tiny.py makes, trains the other rows from the same parts and data, and measures them: without a seed on the
+split `development`, by which everything was chosen (--choices tries other learning rates too); with a seed on the test
+world of that seed, for what was frozen before it was drawn. Each row is trained by
 `run_stage.py`; a row that is done is not done again, and one that was made otherwise is refused. Tables, scores and a
 picture go to benchmarks/results/ablation/. The ratings are a program's: the figures compare methods and say nothing
 about human listeners.
@@ -35,7 +35,7 @@ from modeling_xacle.data.pairs import load_pairs
 from modeling_xacle.evaluation.metrics import alignment_metrics
 from modeling_xacle.judges.clap import ClapTeacher
 
-RESULTS = Path(__file__).parent / "results/ablation"
+RESULTS = Path(__file__).parents[1] / "results/ablation"
 
 
 def without_likelihood(source: Path, output: Path) -> None:

@@ -2,10 +2,10 @@
 Everything that wants a GPU, in one command of under 25 minutes: the tests that need one, speed in fp32 and bf16, how
 far bf16 moves scores, the three stages and a sharded run in small.
 
-    python benchmarks/gpu.py OUT
-    python benchmarks/gpu.py OUT --list
-    python benchmarks/gpu.py OUT --step scores
-    python benchmarks/gpu.py OUT --device cpu --smoke
+    python benchmarks/speed/gpu.py OUT
+    python benchmarks/speed/gpu.py OUT --list
+    python benchmarks/speed/gpu.py OUT --step scores
+    python benchmarks/speed/gpu.py OUT --device cpu --smoke
 
 Each step is a process of its own of less than nine minutes; its result is kept in OUT, and not made again unless the
 code, PyTorch or the device are others. When all are there, they are written to results/speed as one file for this GPU,
@@ -33,10 +33,10 @@ from speed_report import update_documents, write_pages
 
 from modeling_xacle.data.files import write_json
 
-CODE = (*MEASURING_CODE, "benchmarks/gpu_steps.py", "dataset_scripts/synthesis_*.py", "run_stage.py")
+CODE = (*MEASURING_CODE, "benchmarks/speed/gpu_steps.py", "dataset_scripts/synthetic/*.py", "run_stage.py")
 CODE += ("accelerate_configs/fsdp2.yaml", "tests/test_gpu.py", "tests/conftest.py")
 LIMIT_SECONDS = 9 * 60
-NO_GPU = "No GPU that PyTorch can use: `python benchmarks/gpu.py OUT --device cpu --smoke` tries the steps on the CPU."
+NO_GPU = "No GPU that PyTorch can use; `--device cpu --smoke` tries the steps on the CPU."
 Step = StrEnum("Step", [*STEPS])
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # The widest instructions for fp32 and those for bf16 products, best first; a processor is named by the first it has.
 INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")
 BF16_INSTRUCTIONS = INSTRUCTIONS[:2]

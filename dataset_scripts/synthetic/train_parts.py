@@ -1,7 +1,7 @@
 """
 Train the two pretrained parts of an alignment model from captioned clips, where BEATs and Qwen2.5 cannot be downloaded.
 
-    python dataset_scripts/train_parts.py data/aac -o runs/parts
+    python dataset_scripts/synthetic/train_parts.py data/aac -o runs/parts
     xacle init --beats runs/parts/beats --llm runs/parts/llm -o runs/stage0
 
 `beats` is a `BeatsModel` of 1.4 M parameters, trained to tell which words the captions of a clip use; `llm` is a Qwen2

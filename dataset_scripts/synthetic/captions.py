@@ -34,8 +34,7 @@ from itertools import combinations, permutations
 from typing import Any
 
 import numpy as np
-from scipy.stats import norm
-from synthesis_events import (
+from events import (
     ATTRIBUTES,
     KINDS,
     LARGEST_COUNT,
@@ -44,7 +43,8 @@ from synthesis_events import (
     Split,
     sample_scene,
 )
-from synthesis_words import WORDING, Wording
+from scipy.stats import norm
+from words import WORDING, Wording
 
 SEVERAL = 0  # the count of a caption that says "several"
 
