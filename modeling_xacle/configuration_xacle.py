@@ -7,6 +7,9 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.dynamic_module_utils import custom_object_save
 
+# What each stage trains on: values of `XacleConfig.training_stage`.
+STAGES = {1: "captioning", 2: "CLAP pseudo-labels", 3: "listeners' scores"}
+
 
 class BeatsConfig(PreTrainedConfig):
     r"""

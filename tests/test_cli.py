@@ -3,12 +3,15 @@
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 from importlib.metadata import entry_points
 
 import pytest
 from conftest import EXPECTED, PARITY
+
+from modeling_xacle import __version__
 
 CLIP = str(PARITY / "wav" / "b_16k_3s.wav")
 SCORE = next(
@@ -155,6 +158,40 @@ def test_files_that_are_no_table(content, tmp_path, xacle):
 )
 def test_incomplete_arguments(arguments, xacle):
     assert "either --audio and --text, or a table and --output" in xacle("score", *arguments, expect=2)
+
+
+AS_INSTALLED = """
+import sys, sysconfig
+sys.argv = [sysconfig.get_path("scripts") + "/xacle", *sys.argv[1:]]
+from modeling_xacle.cli import main
+try:
+    main()
+finally:
+    heavy = {"torch", "transformers", "datasets", "matplotlib", "scipy", "pandas", "numpy"} & set(sys.modules)
+    assert not heavy, heavy
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["--help"], 0, "How well does a sound match a caption?"),
+        (["--version"], 0, f"modeling-xacle {__version__}"),
+        (["score", "--help"], 0, "--window-seconds"),
+        (["convert", "tmu", "--help"], 0, "--training-stage"),
+        (["calibrate", "--help"], 0, "isotonic"),
+        (["score", "--nonsense"], 2, "No such option"),
+        (["scores"], 2, "No such command"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_help_and_mistakes_do_not_wait_for_pytorch(arguments, code, words):
+    command = [sys.executable, "-c", AS_INSTALLED, *arguments]
+    environment = os.environ | {"COLUMNS": "200", "PYTHONPATH": str(PARITY.parents[2])}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+    assert "AssertionError" not in done.stderr
+    assert done.returncode == code, done.stderr
+    assert words in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("device", ["foo", "cuda:7"])

@@ -57,7 +57,7 @@ import run_stage
 from huggingface_hub import HfApi
 from transformers import AutoModel, AutoProcessor, pipeline
 from modeling_xacle.data import load_pairs
-from modeling_xacle.diagnostics import model_info
+from modeling_xacle.scoring import model_info
 from modeling_xacle.scoring import load_scorer
 
 def score():

@@ -347,15 +347,15 @@ def test_wrong_use_ends_in_one_line(corpus, teacher_folder, model_folder, tmp_pa
 
 KILLED_WHILE_WRITING = """
 import os, runpy, signal, sys
-import modeling_xacle.clap as clap
-save_file, written = clap.save_file, []
+import modeling_xacle.judges.embeddings as embeddings
+save_file, written = embeddings.save_file, []
 def save_half_the_fourth(tensors, path, metadata=None):
     save_file(tensors, path, metadata=metadata)
     written.append(path)
     if len(written) == 4:
         os.truncate(path, 60)
         os.kill(os.getpid(), signal.SIGKILL)
-clap.save_file = save_half_the_fourth
+embeddings.save_file = save_half_the_fourth
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_xacle.evaluation import resampling
+from modeling_xacle.evaluation import metrics, resampling
 from modeling_xacle.evaluation.listeners import listeners_ceiling
 from modeling_xacle.evaluation.metrics import METRICS, alignment_metrics
 from modeling_xacle.evaluation.resampling import bootstrap_intervals, paired_bootstrap, resample_indices

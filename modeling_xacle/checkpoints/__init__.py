@@ -1,1 +1,14 @@
-"""Where models come from: published checkpoints, parts, and what tells one from another."""
+"""Where models come from: published checkpoints, pretrained parts, and what tells one from another."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "building": ["build_model", "init_model"],
+        "conversion": ["ConversionError", "convert_beats", "load_beats"],
+        "conversion_tmu": ["convert_tmu"],
+        "fingerprints": ["model_fingerprint"],
+        "provenance": ["licence_of"],
+    },
+)

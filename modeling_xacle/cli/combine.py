@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from ..evaluation import ensemble as ensembling
-from ..evaluation import ensemble_tables, submission
+from .. import evaluation
+from ..evaluation.methods import EnsembleMethod
 from .evaluate import TABLE, AsJson, Key, PredictionColumn, ReferenceColumn, columns_of
 
 
@@ -18,7 +18,7 @@ def ensemble(
         Path | None, typer.Option(help="Table of the listeners' mean scores: also judge, and fit nnls and svr.")
     ] = None,
     method: Annotated[
-        ensembling.Method | None,
+        EnsembleMethod | None,
         typer.Option(
             help="Mean of scores, of standardised scores or of ranks; or fitted, out of fold, by non-negative least "
             "squares or support vector regression. Default: mean."
@@ -40,21 +40,21 @@ def ensemble(
     """Combine the scores of several systems, without fitting anything on what it is judged by."""
     if weights is not None and (method or save_weights or leave_one_out):
         raise typer.BadParameter("--weights goes without --method, --save-weights and --leave-one-out")
-    ensemble_tables.check_output(output, [*tables, reference, weights])
+    evaluation.check_output(output, [*tables, reference, weights])
     columns = columns_of(key, prediction_column, reference_column)
-    members = ensemble_tables.read_members(tables, reference, **columns)
+    members = evaluation.read_members(tables, reference, **columns)
     method = method or "mean"
     if weights is not None:
-        combined, report = ensemble_tables.apply_weights(weights, members)
+        combined, report = evaluation.apply_weights(weights, members)
     else:
-        combined, report = ensemble_tables.combine_members(members, method, folds, seed, leave_one_out, resamples)
+        combined, report = evaluation.combine_members(members, method, folds, seed, leave_one_out, resamples)
     if save_weights is not None:
-        ensemble_tables.save_weights(save_weights, method, members)
-    ensemble_tables.write_ensemble(output, members.table, combined, columns.get("prediction_columns", ()))
+        evaluation.save_weights(save_weights, method, members)
+    evaluation.write_ensemble(output, members.table, combined, columns.get("prediction_columns", ()))
     if as_json:
         typer.echo(json.dumps({**report, "output": str(output)}, indent=2, ensure_ascii=False))
     else:
-        typer.echo(ensemble_tables.report_text(report), nl=False)
+        typer.echo(evaluation.ensemble_text(report), nl=False)
         typer.echo(f"{report['pairs']} pairs of {len(tables)} systems combined by {report['method']}: {output}")
 
 
@@ -82,8 +82,8 @@ def submit(
 ) -> None:
     """Check scores of the challenge's test set and pack them with a description of each system."""
     options = {"authors": author, "contact": contact, "external_data": external_data, "models": pretrained}
-    described = submission.describe_systems(options, name or [], description or [], len(scores))
-    files, warnings = submission.submit_tables(scores, described, output, reference)
+    described = evaluation.describe_systems(options, name or [], description or [], len(scores))
+    files, warnings = evaluation.submit_tables(scores, described, output, reference)
     for warning in warnings:
         typer.echo(f"warning: {warning}", err=True)
     if as_json:

@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .. import DEFAULT_MODEL
-from ..scoring import diagnostics
+from .. import DEFAULT_MODEL, scoring
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -17,8 +16,8 @@ def info(
     as_json: AsJson = False,
 ) -> None:
     """Tell what a model is: parts and their licences, training, metrics, and the signature of its scores."""
-    found = diagnostics.model_info(model, revision)
-    lines = [json.dumps(found, indent=2, ensure_ascii=False)] if as_json else diagnostics.info_lines(found)
+    found = scoring.model_info(model, revision)
+    lines = [json.dumps(found, indent=2, ensure_ascii=False)] if as_json else scoring.info_lines(found)
     typer.echo("\n".join(lines))
 
 
@@ -30,10 +29,10 @@ def doctor(
 ) -> None:
     """Tell whether this installation works, in a block for a bug report; exit code 1 where it does not."""
     if write:
-        typer.echo(diagnostics.write_expected())
+        typer.echo(scoring.write_expected())
         return
-    report = diagnostics.diagnose()
-    lines = [json.dumps(report, indent=2, ensure_ascii=False)] if as_json else diagnostics.report_lines(report)
+    report = scoring.diagnose()
+    lines = [json.dumps(report, indent=2, ensure_ascii=False)] if as_json else scoring.report_lines(report)
     typer.echo("\n".join(lines))
     if not report["healthy"]:
         raise typer.Exit(1)

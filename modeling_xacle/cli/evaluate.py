@@ -7,14 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ..data.files import write_whole
-from ..data.tables import check_table_suffix
-from ..evaluation import calibrate as calibration
-from ..evaluation import compare as comparison
-from ..evaluation import evaluate as evaluation
-from ..evaluation import figures
-from ..evaluation import report as reporting
-from ..evaluation.score_tables import PREDICTION_COLUMNS
+from .. import data, evaluation
+from ..evaluation.methods import CalibrationMethod
 
 TABLE = "CSV, TSV, JSON lines or Parquet file"
 
@@ -40,7 +34,7 @@ def columns_of(key: list[str] | None, prediction: str | None, reference: str | N
     return {"key_columns": key or None, **{name: value for name, value in chosen.items() if value}}
 
 
-def warn_of_dropped(pairs: evaluation.EvaluationPairs) -> None:
+def warn_of_dropped(pairs: "evaluation.EvaluationPairs") -> None:
     """Say on stderr which rows are not in the numbers."""
     for note in evaluation.dropped_notes(pairs):
         typer.echo(f"warning: {note}", err=True)
@@ -73,15 +67,15 @@ def evaluate(
     """The official metrics with 95 % intervals, by groups, and a report with pictures."""
     columns = columns_of(key, prediction_column, reference_column)
     if output is not None:
-        reporting.check_report_folder(output)
+        evaluation.check_report_folder(output)
     pairs = evaluation.read_pairs(prediction, reference, official, **columns)
     warn_of_dropped(pairs)
     listeners = evaluation.read_ratings(pairs, ratings, key or None)
     result = evaluation.evaluate_pairs(pairs, group, listeners, resamples, seed=seed)
     if output is not None:
-        reporting.write_report(pairs, result, output, audio_dir, worst)
-        typer.echo(f"report: {output / reporting.REPORT_FILE}", err=True)
-    typer.echo(json.dumps(result, indent=2) if as_json else reporting.evaluation_text(result))
+        evaluation.write_report(pairs, result, output, audio_dir, worst)
+        typer.echo(f"report: {output / evaluation.REPORT_FILE}", err=True)
+    typer.echo(json.dumps(result, indent=2) if as_json else evaluation.evaluation_text(result))
 
 
 def compare(
@@ -99,11 +93,11 @@ def compare(
     if len(predictions) < 2:
         raise typer.BadParameter("give two tables of predictions or more")
     columns = columns_of(key, prediction_column, reference_column)
-    systems = comparison.read_systems(predictions, reference, **columns)
+    systems = evaluation.read_systems(predictions, reference, **columns)
     if systems.num_dropped:
         typer.echo(f"warning: {systems.num_dropped} pairs have no score in some table and were dropped", err=True)
-    result = comparison.compare_systems(systems, resamples, seed, differences)
-    typer.echo(json.dumps(result, indent=2, ensure_ascii=False) if as_json else comparison.comparison_text(result))
+    result = evaluation.compare_systems(systems, resamples, seed, differences)
+    typer.echo(json.dumps(result, indent=2, ensure_ascii=False) if as_json else evaluation.comparison_text(result))
 
 
 def calibrate(
@@ -114,7 +108,7 @@ def calibrate(
     reference: Annotated[Path | None, typer.Argument(help="Table of the listeners' mean scores.")] = None,
     load: Annotated[Path | None, typer.Option(help="Take this map instead of fitting one.")] = None,
     method: Annotated[
-        calibration.Method,
+        CalibrationMethod,
         typer.Option(help="affine keeps every rank; isotonic follows any rising curve, but makes ties."),
     ] = "affine",
     apply: Annotated[Path | None, typer.Option(help="Table to write again with calibrated scores.")] = None,
@@ -130,28 +124,30 @@ def calibrate(
     """Fit a map of scores onto the listeners' scale on a validation table, and store it or apply it."""
     check_calibrate_options(prediction, reference, load, apply, model, diagram)
     if apply is not None:
-        check_table_suffix(output)
+        data.check_table_suffix(output)
     columns, report = columns_of(key, prediction_column, reference_column), None
     if load is not None:
-        found = calibration.load_calibration(load)
+        found = evaluation.load_calibration(load)
     else:
         pairs = evaluation.read_pairs(prediction, reference, **columns)
         warn_of_dropped(pairs)
-        found = calibration.fit_score_calibration(pairs.predictions, pairs.references, method)
-        report = calibration.calibration_report(found, pairs.predictions, pairs.references)
+        found = evaluation.fit_score_calibration(pairs.predictions, pairs.references, method)
+        report = evaluation.calibration_report(found, pairs.predictions, pairs.references)
     if apply is not None:
-        calibration.calibrate_table(found, apply, output, columns.get("prediction_columns", PREDICTION_COLUMNS))
+        evaluation.calibrate_table(
+            found, apply, output, columns.get("prediction_columns", evaluation.PREDICTION_COLUMNS)
+        )
     elif model is not None:
-        calibration.calibrate_model(found, model, output)
+        evaluation.calibrate_model(found, model, output)
     else:
-        calibration.save_calibration(found, output)
+        evaluation.save_calibration(found, output)
     if diagram is not None:
-        picture = figures.draw_reliability(found, pairs.predictions, pairs.references)
-        write_whole(diagram, figures.figure_bytes(picture, diagram.suffix[1:]))
+        picture = evaluation.draw_reliability(found, pairs.predictions, pairs.references)
+        data.write_whole(diagram, evaluation.figure_bytes(picture, diagram.suffix[1:]))
     if as_json:
         typer.echo(json.dumps({"map": asdict(found), "metrics": report, "output": str(output)}, indent=2))
     else:
-        typer.echo("\n\n".join([*([calibration.report_text(report)] if report else []), f"{found}: {output}"]))
+        typer.echo("\n\n".join([*([evaluation.calibration_text(report)] if report else []), f"{found}: {output}"]))
 
 
 def check_calibrate_options(

@@ -6,10 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .. import DEFAULT_MODEL
-from ..data.tables import table_text, write_table
-from ..scoring import ranking
-from ..scoring.scorer import load_scorer
+from .. import DEFAULT_MODEL, data, scoring
 from .evaluate import TABLE
 from .score import AsJson, Device, Dtype, MapCosine, Model, Precision, Processor, Revision, check_device
 
@@ -33,8 +30,8 @@ def rank(
     if len(audio) > 1 and len(text) > 1:
         raise typer.BadParameter("give one caption or one sound; for many of both there is `xacle matrix`")
     check_device(device)
-    align = load_scorer(model, device, dtype.value, revision, processor, map_cosine)
-    ranked = ranking.rank_pairs(align, list(map(str, audio)), text, batch_size)[:top]
+    align = scoring.load_scorer(model, device, dtype.value, revision, processor, map_cosine)
+    ranked = scoring.rank_pairs(align, list(map(str, audio)), text, batch_size)[:top]
     if as_json:
         typer.echo(json.dumps(ranked, indent=2, ensure_ascii=False))
         return
@@ -65,22 +62,22 @@ def matrix(
     if bool(audio) == (audio_dir is not None):
         raise typer.BadParameter("give either sounds or --audio-dir")
     if heat_map is not None:
-        ranking.check_picture(heat_map)
+        scoring.check_picture(heat_map)
     check_device(device)
-    paths = list(map(str, audio or ranking.list_audio(audio_dir)))
-    captions = ranking.read_texts(texts)
+    paths = list(map(str, audio or scoring.list_audio(audio_dir)))
+    captions = scoring.read_texts(texts)
     if output is not None or not as_json:
-        ranking.check_matrix(output, captions)
-    align = load_scorer(model, device, dtype.value, revision, processor, map_cosine)
-    scores = ranking.score_matrix(align, paths, captions, batch_size)
-    rows = ranking.matrix_rows(scores, paths, captions)
+        scoring.check_matrix(output, captions)
+    align = scoring.load_scorer(model, device, dtype.value, revision, processor, map_cosine)
+    scores = scoring.score_matrix(align, paths, captions, batch_size)
+    rows = scoring.matrix_rows(scores, paths, captions)
     if output is not None:
-        write_table(output, rows)
+        data.write_table(output, rows)
     if heat_map is not None:
-        ranking.draw_heat_map(scores, [Path(path).name for path in paths], captions, heat_map)
+        scoring.draw_heat_map(scores, [Path(path).name for path in paths], captions, heat_map)
     if as_json:
         typer.echo(json.dumps({"audio": paths, "text": captions, "scores": scores.tolist()}, ensure_ascii=False))
     elif output is not None:
         typer.echo(f"{len(paths)} sounds with {len(captions)} captions scored: {output}")
     else:
-        typer.echo(table_text(".csv", rows), nl=False)
+        typer.echo(data.table_text(".csv", rows), nl=False)

@@ -4,17 +4,14 @@ import json
 import os
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 
-from .. import DEFAULT_MODEL
-from ..data.sources import STDIN, PairSource
-from ..pipeline_xacle import AudioTextAlignmentPipeline
-from ..scoring.options import TableOptions
-from ..scoring.scorer import join_processes, load_scorer
-from ..scoring.table import ScoringReport, score_table
+from .. import DEFAULT_MODEL, data, scoring
+
+if TYPE_CHECKING:
+    from ..pipeline_xacle import AudioTextAlignmentPipeline
 
 SOME_ROWS_FAILED = 3
 MOST_WORKERS = 16
@@ -24,6 +21,8 @@ Dtype = Enum("Dtype", {name: name for name in ("float32", "bfloat16", "float16")
 
 def check_device(device: str | None) -> None:
     """Refuse a device that this machine does not have, before anything is loaded."""
+    import torch
+
     try:
         torch.empty(0, device=None if device == "auto" else device)
     except (RuntimeError, AssertionError) as error:
@@ -128,10 +127,10 @@ def score(
     scorer = {"dtype": dtype.value, "revision": revision, "processor": processor, "map_cosine": map_cosine}
     spans = {"window_seconds": window_seconds, "hop_seconds": hop_seconds}
     if one_pair:
-        print_pairs(load_scorer(model, device, **scorer), audio, text, as_json, return_windows=windows, **spans)
+        print_pairs(scoring.load_scorer(model, device, **scorer), audio, text, as_json, return_windows=windows, **spans)
         return
     flags = {"windows": windows, "signature": signature, "xacle": xacle, "strict": strict, "restart": restart}
-    options = TableOptions(as_number(batch_size), workers, prefix=prefix, **spans, **flags)
+    options = scoring.TableOptions(as_number(batch_size), workers, prefix=prefix, **spans, **flags)
     columns = {"audio_column": audio_column, "text_column": text_column, "audio_dir": audio_dir, "split": split}
     run_table(pairs, columns, output, options, model, device, scorer, as_json)
 
@@ -140,26 +139,26 @@ def run_table(
     pairs: str,
     columns: dict[str, Any],
     output: Path,
-    options: TableOptions,
+    options: "scoring.TableOptions",
     model: str,
     device: str,
     scorer: dict[str, Any],
     as_json: bool,
 ) -> None:
     """Score a table, with all the processes that were launched, and report; the exit code tells of failed rows."""
-    if pairs == STDIN and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if pairs == data.STDIN and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise typer.BadParameter("several processes cannot share standard input; give a file")
-    source = PairSource(pairs, **columns)
-    state = join_processes(device)
-    align = load_scorer(model, state.device if device == "auto" else device, **scorer)
-    report = score_table(align, source, output, options, state)
+    source = data.PairSource(pairs, **columns)
+    state = scoring.join_processes(device)
+    align = scoring.load_scorer(model, state.device if device == "auto" else device, **scorer)
+    report = scoring.score_table(align, source, output, options, state)
     if state.is_main_process:
         print_report(report, as_json)
     if report.counts["error"]:
         raise typer.Exit(SOME_ROWS_FAILED)
 
 
-def print_report(report: ScoringReport, as_json: bool) -> None:
+def print_report(report: "scoring.ScoringReport", as_json: bool) -> None:
     """One line on stdout; on stderr, what to do about rows without a score."""
     failed = report.counts["error"]
     if failed:
@@ -173,7 +172,7 @@ def print_report(report: ScoringReport, as_json: bool) -> None:
 
 
 def print_pairs(
-    align: AudioTextAlignmentPipeline, audio: Path, texts: list[str], as_json: bool, **call_arguments: Any
+    align: "AudioTextAlignmentPipeline", audio: Path, texts: list[str], as_json: bool, **call_arguments: Any
 ) -> None:
     """Print one sound's score for one caption, or a line for each of several."""
     results = align({"audio": str(audio), "text": texts}, **call_arguments)

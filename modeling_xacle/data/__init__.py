@@ -1,1 +1,14 @@
 """Tables of pairs: their schema, columns and files, how they are read, checked and saved."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "columns": ["FEATURES", "clean_caption", "find_column"],
+        "files": ["write_whole"],
+        "pairs": ["check_rows", "dataset_licence", "load_pairs", "make_dataset", "save_dataset", "unusable_audio"],
+        "sources": ["STDIN", "PairSource"],
+        "tables": ["check_table_suffix", "read_table", "table_text", "write_table"],
+    },
+)

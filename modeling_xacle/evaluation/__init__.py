@@ -1,1 +1,37 @@
 """How well scores agree with ratings: metrics, intervals, comparisons, calibration, reports."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "calibrate": [
+            "ScoreCalibration",
+            "calibrate_model",
+            "calibrate_table",
+            "calibration_report",
+            "calibration_text",
+            "fit_score_calibration",
+            "load_calibration",
+            "save_calibration",
+        ],
+        "compare": ["compare_systems", "comparison_text", "read_systems"],
+        "ensemble_tables": [
+            "apply_weights",
+            "check_output",
+            "combine_members",
+            "ensemble_text",
+            "read_members",
+            "save_weights",
+            "write_ensemble",
+        ],
+        "evaluate": ["EvaluationPairs", "dropped_notes", "evaluate_pairs", "read_pairs", "read_ratings"],
+        "figures": ["draw_reliability", "figure_bytes"],
+        "listeners": ["listeners_ceiling"],
+        "metrics": ["METRICS", "alignment_metrics"],
+        "report": ["REPORT_FILE", "check_report_folder", "evaluation_text", "write_report"],
+        "resampling": ["bootstrap_intervals", "paired_bootstrap", "paired_permutation_test"],
+        "score_tables": ["PREDICTION_COLUMNS", "read_score_table"],
+        "submission": ["describe_systems", "submit_tables"],
+    },
+)

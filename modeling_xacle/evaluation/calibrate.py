@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -15,11 +15,11 @@ from ..configuration_xacle import XacleConfig
 from ..data.columns import find_column
 from ..data.files import replace_folder, write_whole
 from ..data.tables import check_table_suffix, read_table, write_table
+from .methods import CalibrationMethod
 from .metrics import METRICS, alignment_metrics
 from .score_tables import PREDICTION_COLUMNS, read_score_table, text_table
 
-Method = Literal["affine", "isotonic"]
-METHODS = get_args(Method)
+METHODS = get_args(CalibrationMethod)
 CONFIG_FILE = "config.json"
 
 
@@ -37,7 +37,7 @@ class ScoreCalibration:
         outputs (`tuple[float, ...]`): Its values there, never falling; straight between knots, flat outside.
     """
 
-    method: Method
+    method: CalibrationMethod
     scale: float = 1.0
     offset: float = 0.0
     inputs: tuple[float, ...] = ()
@@ -172,7 +172,7 @@ def calibration_report(
     }
 
 
-def report_text(report: Mapping[str, Any]) -> str:
+def calibration_text(report: Mapping[str, Any]) -> str:
     """What `calibration_report` gives, as a table for a terminal, with what there is to know about it."""
     rows = [
         [name.replace("_", " "), *(f"{of[metric]:.4f}" for metric in METRICS), str(of["N"])]

@@ -4,17 +4,17 @@ what it is judged by: fitted ensembles score each clip with weights fitted witho
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 from scipy.optimize import minimize, nnls
 from scipy.stats import rankdata
 
 from ..data.columns import SCORE_RANGE
+from .methods import EnsembleMethod
 from .metrics import alignment_metrics
 from .resampling import paired_bootstrap
 
-Method = Literal["mean", "zscore", "rank", "nnls", "svr"]
 FITTED_METHODS = ("nnls", "svr")
 
 # Those of scikit-learn's SVR, which the runner-up's system is named after; `gamma` is 1 / number of members.
@@ -139,7 +139,7 @@ def fit_svr(scores: np.ndarray, targets: np.ndarray) -> SupportVectorRegression:
 FITS = {"nnls": (fit_nnls, WeightedSum), "svr": (fit_svr, SupportVectorRegression)}
 
 
-def combine(scores: np.ndarray, method: Method) -> np.ndarray:
+def combine(scores: np.ndarray, method: EnsembleMethod) -> np.ndarray:
     """
     An ensemble that nothing is fitted for.
 
@@ -164,7 +164,7 @@ def combine(scores: np.ndarray, method: Method) -> np.ndarray:
         ranks = rankdata(scores, axis=1).mean(axis=0)  # (S, N) -> (N,), from 1 to N
         low, high = SCORE_RANGE
         return low + (high - low) * (ranks - 1) / max(scores.shape[1] - 1, 1)
-    raise ValueError(f"There is no ensemble {method!r}; choose one of {', '.join(get_args(Method))}.")
+    raise ValueError(f"There is no ensemble {method!r}; choose one of {', '.join(get_args(EnsembleMethod))}.")
 
 
 def grouped_folds(groups: Sequence[Any], num_folds: int, seed: int = 0) -> np.ndarray:
@@ -191,7 +191,7 @@ def grouped_folds(groups: Sequence[Any], num_folds: int, seed: int = 0) -> np.nd
     return folds[[number[group] for group in groups]]
 
 
-def out_of_fold(scores: np.ndarray, targets: np.ndarray, folds: np.ndarray, method: Method) -> np.ndarray:
+def out_of_fold(scores: np.ndarray, targets: np.ndarray, folds: np.ndarray, method: EnsembleMethod) -> np.ndarray:
     """
     Combined scores of each row by weights that were fitted on the other folds.
 
@@ -225,13 +225,13 @@ class Judged(NamedTuple):
     folds: np.ndarray
 
 
-def ensemble(scores: np.ndarray, method: Method, judged: Judged | None = None) -> np.ndarray:
+def ensemble(scores: np.ndarray, method: EnsembleMethod, judged: Judged | None = None) -> np.ndarray:
     """
     Combined scores by any method, out of fold where something is fitted.
 
     Args:
         scores (`np.ndarray` of shape `(num_systems, N)`): Finite.
-        method (`str`): One of `Method`.
+        method (`str`): One of `EnsembleMethod`.
         judged (`Judged`, *optional*): Needed by `nnls` and `svr` only.
 
     Returns:
@@ -248,14 +248,14 @@ def ensemble(scores: np.ndarray, method: Method, judged: Judged | None = None) -
 
 
 def leave_one_out(
-    scores: np.ndarray, method: Method, judged: Judged, num_resamples: int = 2000, seed: int = 0
+    scores: np.ndarray, method: EnsembleMethod, judged: Judged, num_resamples: int = 2000, seed: int = 0
 ) -> list[dict[str, Any]]:
     """
     What each system brings: the ensemble without it, made anew.
 
     Args:
         scores (`np.ndarray` of shape `(num_systems, N)`): At least 2 systems.
-        method (`str`): One of `Method`.
+        method (`str`): One of `EnsembleMethod`.
         judged (`Judged`): The ratings.
         num_resamples (`int`), seed (`int`): Of `paired_bootstrap`.
 

@@ -12,7 +12,8 @@ from ..data.columns import AUDIO_COLUMNS
 from ..data.files import write_whole
 from ..data.tables import check_table_suffix, write_table
 from .compare import system_names
-from .ensemble import FITS, FITTED_METHODS, Judged, Method, ensemble, fit_nnls, grouped_folds, leave_one_out
+from .ensemble import FITS, FITTED_METHODS, Judged, ensemble, fit_nnls, grouped_folds, leave_one_out
+from .methods import EnsembleMethod
 from .metrics import METRICS, alignment_metrics
 from .score_tables import (
     KEYS_LISTED,
@@ -121,7 +122,7 @@ def _fingerprint(table: ScoreTable) -> str:
     return hashlib.sha256(json.dumps(sorted(set(clip_of_rows(table)))).encode()).hexdigest()
 
 
-def save_weights(path: str | Path, method: Method, members: Members) -> None:
+def save_weights(path: str | Path, method: EnsembleMethod, members: Members) -> None:
     """
     Fit an ensemble on all pairs and store it as JSON, for other pairs.
 
@@ -187,7 +188,7 @@ def apply_weights(path: str | Path, members: Members) -> tuple[np.ndarray, dict[
     return combined, _report(members, stored["method"], combined)
 
 
-def _judged(members: Members, method: Method, num_folds: int, seed: int) -> Judged | None:
+def _judged(members: Members, method: EnsembleMethod, num_folds: int, seed: int) -> Judged | None:
     """The ratings, if there are any, with folds where something is fitted."""
     if members.targets is None:
         return None
@@ -198,7 +199,7 @@ def _judged(members: Members, method: Method, num_folds: int, seed: int) -> Judg
 
 def combine_members(
     members: Members,
-    method: Method = "mean",
+    method: EnsembleMethod = "mean",
     num_folds: int = 5,
     seed: int = 0,
     leave_out: bool = False,
@@ -209,7 +210,7 @@ def combine_members(
 
     Args:
         members (`Members`): The systems.
-        method (`str`): One of `Method`.
+        method (`str`): One of `EnsembleMethod`.
         num_folds (`int`), seed (`int`): Of `grouped_folds`, by clip.
         leave_out (`bool`): Also report what each system brings.
         num_resamples (`int`): Of the bootstrap of that.
@@ -235,7 +236,7 @@ def combine_members(
     return combined, report
 
 
-def report_text(report: Mapping[str, Any]) -> str:
+def ensemble_text(report: Mapping[str, Any]) -> str:
     """The report of an ensemble as tables for the terminal, if there were ratings."""
     if "metrics" not in report:
         return ""

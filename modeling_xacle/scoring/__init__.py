@@ -1,1 +1,23 @@
-"""Scores for pairs, tables and matrices of pairs."""
+"""Scores for pairs, tables and matrices of pairs, and what a model is."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "diagnostics": ["diagnose", "info_lines", "model_info", "report_lines", "self_check", "write_expected"],
+        "options": ["TableOptions"],
+        "ranking": [
+            "check_matrix",
+            "check_picture",
+            "draw_heat_map",
+            "list_audio",
+            "matrix_rows",
+            "rank_pairs",
+            "read_texts",
+            "score_matrix",
+        ],
+        "scorer": ["join_processes", "load_scorer"],
+        "table": ["ScoringReport", "score_table"],
+    },
+)

@@ -1,1 +1,17 @@
 """The stages: recipes, losses, batches, trainers, and what a run leaves behind."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "collators": ["AudioCollator", "CaptionCollator", "PairCollator", "SpecAugment"],
+        "feature_cache": ["AudioFeatureCache"],
+        "freezing": ["choose_trained"],
+        "losses": ["get_loss", "global_list_loss", "list_net_loss"],
+        "recipes": ["StageArguments", "parse_arguments"],
+        "resuming": ["train"],
+        "run": ["load_splits", "load_start", "make_trainer", "save_result"],
+        "trainers": ["CaptionTrainer", "PairTrainer", "StageTrainer"],
+    },
+)

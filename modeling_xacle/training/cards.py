@@ -13,12 +13,12 @@ from transformers import Trainer, TrainingArguments
 
 from .. import __version__
 from ..checkpoints.provenance import CARD, UNKNOWN, dataset_name, made_from, read_card
-from ..configuration_xacle import XacleConfig
+from ..configuration_xacle import STAGES, XacleConfig
 from ..data.files import write_json
 from ..data.pairs import dataset_licence
 from ..evaluation.resampling import bootstrap_intervals
 from .freezing import alignment_model
-from .recipes import STAGES, StageArguments
+from .recipes import StageArguments
 from .resuming import run_settings
 
 CURVES_FILE = "training_curves.png"

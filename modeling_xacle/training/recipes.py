@@ -17,9 +17,9 @@ from transformers.integrations.integration_utils import (
 )
 from transformers.trainer_utils import HubStrategy
 
+from ..configuration_xacle import STAGES
 from .losses import LOSSES
 
-STAGES = {1: "captioning", 2: "CLAP pseudo-labels", 3: "listeners' scores"}
 PARTS = ("projector", "score_head", "language_model", "audio_tower", "special_tokens")
 LIST_SCOPES = ("global", "local")
 CACHE_DTYPES = ("float32", "float16")

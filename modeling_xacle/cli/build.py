@@ -1,0 +1,64 @@
+"""`xacle convert` and `xacle init`: published checkpoints and pretrained parts become folders that load."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .. import checkpoints
+
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write; must not exist or be empty.")]
+Beats = Annotated[
+    str | None,
+    typer.Option(help="BEATs .pt file or a converted one, for its settings. Default: the published BEATs iter3+ AS2M."),
+]
+
+
+def convert_tmu(
+    source: Annotated[
+        str, typer.Argument(help="Folder or Hub id with model.pt and config.json, or a .pt or .ckpt file.")
+    ],
+    output: Output,
+    llm: Annotated[
+        str | None, typer.Option(help="Language model, folder or Hub id. Default: what config.json names.")
+    ] = None,
+    beats: Beats = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of a Hub id.")] = None,
+    audio_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens of a clip, where no config.json tells. Default: 100, as published."),
+    ] = None,
+    training_stage: Annotated[
+        int | None,
+        typer.Option(min=0, max=3, help="Last stage trained, where no config.json tells. Default: 3, as published."),
+    ] = None,
+) -> None:
+    """Convert a checkpoint of the TMU system (Atotti/xacle-tmu-2026). The config.json beside a file is read."""
+    checkpoints.convert_tmu(source, output, llm, beats, revision, audio_tokens, training_stage)
+    typer.echo(output)
+
+
+def convert_beats(
+    source: Annotated[Path, typer.Argument(help="BEATs .pt file, self-supervised or fine-tuned.")], output: Output
+) -> None:
+    """Convert a BEATs file (microsoft/unilm)."""
+    checkpoints.convert_beats(source, output)
+    typer.echo(output)
+
+
+def init(
+    beats: Annotated[str, typer.Option(help="BEATs .pt file, or folder or Hub id of a converted one.")],
+    llm: Annotated[str, typer.Option(help="Causal language model, folder or Hub id.")],
+    output: Output,
+    seed: Annotated[int, typer.Option(help="Seed of the random projector and score head.")] = 0,
+    caption_likelihood: Annotated[
+        bool,
+        typer.Option(
+            "--caption-likelihood",
+            help="Put captions behind the sound, and let the score read how likely stage 1's captioning finds them.",
+        ),
+    ] = False,
+) -> None:
+    """Build an untrained model from pretrained parts: the start of stage 1."""
+    checkpoints.init_model(beats, llm, output, seed=seed, caption_likelihood=caption_likelihood)
+    typer.echo(output)

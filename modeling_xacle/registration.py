@@ -1,0 +1,51 @@
+"""What Transformers is told of this package: model types, the code that saved folders carry, and the task."""
+
+import warnings
+
+from .installation import torchaudio_problem
+
+if problem := torchaudio_problem():
+    warnings.warn(problem, RuntimeWarning, stacklevel=3)
+
+# isort: split
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModel,
+    AutoModelForAudioClassification,
+    AutoModelForMultimodalLM,
+    AutoProcessor,
+)
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from . import DEFAULT_MODEL
+from .configuration_xacle import BeatsConfig, XacleConfig
+from .feature_extraction_xacle import XacleFeatureExtractor
+from .modeling_beats import BeatsForAudioClassification, BeatsModel
+from .modeling_captioning import XacleForConditionalGeneration
+from .modeling_xacle import XacleModel
+from .processing_xacle import XacleProcessor
+from .speed import FastAudioTextAlignmentPipeline
+
+for config_class in (BeatsConfig, XacleConfig):
+    AutoConfig.register(config_class.model_type, config_class)
+    config_class.register_for_auto_class()
+    AutoFeatureExtractor.register(config_class, XacleFeatureExtractor)
+AutoModel.register(BeatsConfig, BeatsModel)
+AutoModelForAudioClassification.register(BeatsConfig, BeatsForAudioClassification)
+AutoModel.register(XacleConfig, XacleModel)
+AutoModelForMultimodalLM.register(XacleConfig, XacleForConditionalGeneration)
+AutoProcessor.register(XacleConfig, XacleProcessor)
+BeatsModel.register_for_auto_class("AutoModel")
+BeatsForAudioClassification.register_for_auto_class("AutoModelForAudioClassification")
+XacleModel.register_for_auto_class("AutoModel")
+XacleForConditionalGeneration.register_for_auto_class("AutoModelForMultimodalLM")
+XacleFeatureExtractor.register_for_auto_class()
+XacleProcessor.register_for_auto_class()
+PIPELINE_REGISTRY.register_pipeline(
+    "audio-text-alignment",
+    FastAudioTextAlignmentPipeline,
+    pt_model=AutoModel,
+    default={"model": (DEFAULT_MODEL, "main")},
+    type="multimodal",
+)
