@@ -5,7 +5,7 @@ import os
 import platform
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import soundfile
 import torch
 from huggingface_hub import ModelCardData
+from packaging.requirements import Requirement
 from transformers import AutoConfig, pipeline
 from transformers.utils import logging
 
@@ -31,26 +32,6 @@ BUNDLED_MODEL = Path(__file__).parents[1] / "checkpoints" / "xacle-tiny"
 EXPECTED_FILE = "doctor.json"
 # On the 0-10 scale. Processors differ by some 1e-5, those that compute in bfloat16 by more; a mistake is off by points.
 TOLERANCES = {"float32": 1e-3, "bfloat16": 0.25}
-PACKAGES = (
-    "torch",
-    "transformers",
-    "huggingface_hub",
-    "accelerate",
-    "datasets",
-    "peft",
-    "evaluate",
-    "tensorboard",
-    "pyyaml",
-    "safetensors",
-    "scipy",
-    "matplotlib",
-    "numpy",
-    "pyarrow",
-    "tokenizers",
-    "tqdm",
-    "soundfile",
-    "typer",
-)
 GIGABYTE = 2**30
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -259,10 +240,20 @@ def check_dtype(folder: Path, dtype: str, device: str, expected: list[float]) ->
     return {"dtype": dtype, "device": device, "scores": scores, "expected": expected, "problem": problem}
 
 
+def required_packages() -> list[str]:
+    """Names of the packages that this one needs, extras aside, as its installation tells them."""
+    requirements = map(Requirement, requires("modeling-xacle") or ())
+    return [needed.name for needed in requirements if needed.marker is None or needed.marker.evaluate({"extra": ""})]
+
+
 def package_versions() -> dict[str, str]:
-    """Version of each package that this one needs, or `missing`."""
+    """Version of each package that this one needs, or `missing`; where this one runs uninstalled, it is missing."""
     found = {}
-    for name in PACKAGES:
+    try:
+        names = required_packages()
+    except PackageNotFoundError:
+        names = ["modeling-xacle"]
+    for name in names:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
