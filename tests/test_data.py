@@ -69,9 +69,9 @@ def test_interrupted_saving_keeps_the_earlier_dataset(tmp_path, rows, monkeypatc
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    for step in ("embed_table_storage", "_write_card", "replace_folder"):
+    for step in ("pairs.embed_table_storage", "pairs._write_card", "files.replace_folder"):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(pairs, step, interrupt)
+            patch.setattr(f"modeling_xacle.data.{step}", interrupt)
             save_dataset({"train": make_dataset(rows[:1])}, tmp_path / "out", embed_audio=True)
         assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
     save_dataset({"test": make_dataset(rows[:1])}, tmp_path / "out")

@@ -9,10 +9,9 @@ import tiny
 from rows import RELEASED, ROWS, Row
 from worlds import interval, resampled_srcc, with_interval
 
-from modeling_xacle.data.tables import write_table
+from modeling_xacle.data.tables import markdown_table, write_table
 from modeling_xacle.evaluation.figures import BLUE, GREY, ORANGE, figure_bytes, styled_figure
 from modeling_xacle.evaluation.metrics import alignment_metrics
-from modeling_xacle.training.cards import markdown_table
 
 TEACHER, CEILING = "CLAP teacher alone", "listeners' ceiling: the true alignment"
 BOOTSTRAP_SEED = 0

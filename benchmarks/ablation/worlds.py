@@ -24,10 +24,9 @@ from transformers import AutoModel, AutoProcessor
 
 from modeling_xacle import DEFAULT_MODEL
 from modeling_xacle.data.pairs import load_pairs
-from modeling_xacle.data.tables import check_table_suffix, write_table
+from modeling_xacle.data.tables import check_table_suffix, markdown_table, write_table
 from modeling_xacle.evaluation.metrics import alignment_metrics
 from modeling_xacle.evaluation.resampling import resample_indices
-from modeling_xacle.training.cards import markdown_table
 from modeling_xacle.training.collators import PairCollator
 from modeling_xacle.training.feature_cache import AudioFeatureCache
 

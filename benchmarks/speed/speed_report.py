@@ -10,8 +10,8 @@ from machines import in_words
 from matplotlib.figure import Figure
 
 from modeling_xacle.data.files import write_whole
+from modeling_xacle.data.tables import markdown_table
 from modeling_xacle.evaluation.figures import BLUE, GREY, ORANGE, figure_bytes, styled_figure
-from modeling_xacle.training.cards import markdown_table
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")

@@ -198,14 +198,10 @@ def rating_statistics(annotations: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def markdown_table(rows: list[dict[str, Any]]) -> str:
-    """Rows of the same keys as a table."""
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *([str(value) for value in row.values()] for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def aac_card(seed: int, splits: dict[str, list[dict[str, Any]]]) -> str:
     """README.md of the captioned clips."""
+    from modeling_xacle.data.tables import markdown_table
+
     sizes = [
         {"split": split, "clips": len(part), "rows": CAPTIONS_PER_CLIP * len(part)} for split, part in splits.items()
     ]
@@ -225,6 +221,8 @@ Kinds: {", ".join(events.KIND_NAMES)}. `annotations.jsonl` holds the scene of ea
 
 def xacle_card(seed: int, splits: dict[str, list[dict[str, Any]]]) -> str:
     """README.md of the rated pairs."""
+    from modeling_xacle.data.tables import markdown_table
+
     everything = [annotation for part in splits.values() for annotation in part]
     statistics = [{"split": name, **rating_statistics(part)} for name, part in (*splits.items(), ("all", everything))]
     kinds = [name for annotation in everything for name in annotation["pairing"].split(" + ")]
@@ -318,20 +316,15 @@ def check_output(output: Path) -> None:
     Raises:
         ValueError: There is such a thing at the output.
     """
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+    from modeling_xacle.data.files import is_free
+
+    if is_free(output):
         return
     if not output.is_dir() or read_settings(output) is None:
         raise ValueError(f"{output}: exists and is not a synthetic corpus; choose another output.")
     added = sorted(entry.name for entry in output.iterdir() if entry.name not in OWN_ENTRIES)
     if added:
         raise ValueError(f"{output}: holds what would be lost, move it first: {', '.join(added)}.")
-
-
-def write_whole(file: Path, content: str) -> None:
-    """Write a text file that is never seen half written."""
-    unfinished = file.with_name(f".{file.name}.unfinished")
-    unfinished.write_text(content, encoding="utf-8")
-    unfinished.replace(file)
 
 
 def synthesize(
@@ -354,7 +347,7 @@ def synthesize(
     Raises:
         ValueError: There is something else at the output.
     """
-    from modeling_xacle.data.files import replace_folder
+    from modeling_xacle.data.files import replace_folder, write_json, write_whole
 
     check_output(output)
     settings, planned = fingerprint(output, seed, clips, rated, embed_audio), plan_clips(clips, rated)
@@ -364,7 +357,7 @@ def synthesize(
     if folder.exists() and read_settings(folder) != settings:
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / SETTINGS_FILE, json.dumps(settings, indent=2) + "\n")
+    write_json(folder / SETTINGS_FILE, settings)
     made = make_clips(planned, seed, folder, workers)
     annotations = list(tqdm(made, desc="clips", unit="clip", total=len(planned), disable=None))
     write_datasets(planned, annotations, seed, folder, output, embed_audio)

@@ -25,7 +25,7 @@ import torch
 import typer
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
-from train_teacher import BF16_HELP, read_split, training_arguments, unfinished_folder
+from train_teacher import BF16_HELP, read_split, training_arguments
 from transformers import (
     DataCollatorForLanguageModeling,
     PreTrainedModel,
@@ -38,7 +38,7 @@ from transformers import (
 
 from modeling_xacle.checkpoints.conversion import save_folder
 from modeling_xacle.configuration_xacle import BeatsConfig
-from modeling_xacle.data.files import replace_folder
+from modeling_xacle.data.files import is_free, replace_folder, unfinished_folder
 from modeling_xacle.data.pairs import load_pairs
 from modeling_xacle.feature_extraction_xacle import XacleFeatureExtractor
 from modeling_xacle.judges.clap import separation_auc
@@ -243,7 +243,7 @@ def perplexity(model: Qwen2ForCausalLM, texts: list[dict[str, list[int]]], colla
 
 def check_output(output: Path) -> None:
     """Refuse to replace what are not earlier parts."""
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+    if is_free(output):
         return
     configs = {part: output / part / "config.json" for part in MODEL_TYPES}
     found = {part: json.loads(file.read_text()).get("model_type") for part, file in configs.items() if file.is_file()}

@@ -10,10 +10,8 @@ that is longer than 10 s, training hears the beginning.
 """
 
 import json
-import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,7 +34,7 @@ from transformers import (
     set_seed,
 )
 
-from modeling_xacle.data.files import replace_folder, saving
+from modeling_xacle.data.files import is_free, replace_folder, saving, unfinished_folder
 from modeling_xacle.data.pairs import check_rows, load_pairs
 from modeling_xacle.judges.clap import ClapTeacher, separation_auc
 from modeling_xacle.judges.embeddings import ClipFeatures, PairIndex
@@ -256,23 +254,11 @@ def training_arguments(folder: Path, **settings: Any) -> TrainingArguments:
 
 def check_output(output: Path) -> None:
     """Refuse to replace what is not an earlier teacher."""
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+    if is_free(output):
         return
     config = output / "config.json"
     if not config.is_file() or json.loads(config.read_text()).get("model_type") != "clap":
         raise ValueError(f"{output}: exists and is not a CLAP model; choose another output.")
-
-
-@contextmanager
-def unfinished_folder(output: Path) -> Iterator[Path]:
-    """A folder beside the output for work in progress; gone when that is done, or when the next run begins."""
-    folder = output.absolute().with_name(f".{output.name}.partial")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder)
 
 
 def read_split(splits: DatasetDict, name: str, source: str) -> PairIndex:

@@ -19,7 +19,7 @@ from transformers.activations import ACT2FN
 from transformers.utils import logging
 
 from ..configuration_xacle import BeatsConfig
-from ..data.files import saving
+from ..data.files import is_free, saving
 from ..feature_extraction_xacle import XacleFeatureExtractor
 from ..modeling_beats import BeatsForAudioClassification, BeatsModel
 from ..modeling_xacle import XacleModel
@@ -349,7 +349,7 @@ def save_model(output: str | Path, model: XacleModel, tokenizer: PreTrainedToken
 def save_folder(output: str | Path, model: PreTrainedModel, processor: Any) -> None:
     """Save a model and what prepares its inputs in one new folder."""
     output = Path(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if not is_free(output):
         raise ConversionError(f"{output} already exists and is not an empty folder: remove it or choose another.")
     with saving(output):
         model.save_pretrained(output)

@@ -68,15 +68,13 @@ def write_json(file: Path, content: Any) -> None:
 
 
 CARD = "README.md"
-
-
 # Key of the card's metadata with the checksums of what `save_dataset` wrote: it replaces its own work and nothing else.
 MANIFEST = "xacle_files"
 
 
 def check_replaceable(output: Path) -> None:
     """Refuse to replace what is not a dataset of `save_dataset`, or holds files that somebody added."""
-    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+    if is_free(output):
         return
     card = output / CARD
     written = read_metadata(card).get(MANIFEST)
@@ -95,9 +93,35 @@ def read_metadata(card: Path) -> dict[str, Any]:
         raise ValueError(f"{card}: its metadata, between the lines of three hyphens, is no YAML ({error}).") from error
 
 
-def checksum(path: Path) -> str:
+def is_free(output: Path) -> bool:
+    """Whether nothing would be lost there: no file, or an empty folder."""
+    return not output.exists() or (output.is_dir() and not any(output.iterdir()))
+
+
+def file_digest(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def whole_folder(output: Path) -> Iterator[Path]:
+    """A folder beside the output to write into; at the end, and not before, it takes the output's place."""
+    with unfinished_folder(output) as partial:
+        yield partial
+        replace_folder(partial, output)
+
+
+@contextmanager
+def unfinished_folder(output: Path) -> Iterator[Path]:
+    """A folder beside the output for work in progress; gone when that is done, or when the next run begins."""
+    folder = output.absolute().with_name(f".{output.name}.partial")
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def replace_folder(partial: Path, output: Path) -> None:

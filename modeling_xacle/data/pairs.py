@@ -4,7 +4,6 @@ import hashlib
 import math
 import os
 import re
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,7 @@ from tqdm import tqdm
 
 from ..feature_extraction_xacle import load_waveform
 from .columns import FEATURES, LABEL_RANGE, REQUIRED_COLUMNS, SCORE_RANGE, STORAGE, clean_caption
-from .files import CARD, MANIFEST, check_replaceable, checksum, read_metadata, replace_folder
+from .files import CARD, MANIFEST, check_replaceable, file_digest, read_metadata, whole_folder
 
 # The Hub's names for numbers of rows below a limit.
 SIZE_CATEGORIES = [(1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (1e7, "1M<n<10M")]
@@ -181,15 +180,12 @@ def save_dataset(
     output = Path(output).absolute()
     check_replaceable(output)
     columns = _all_columns(splits)
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
-    partial.mkdir(parents=True)
-    for split, dataset in splits.items():
-        _write_parquet(dataset, columns, partial / f"{split}.parquet", embed_audio)
-    for name, content in (attachments or {}).items():
-        (partial / name).write_bytes(content.encode() if isinstance(content, str) else content)
-    _write_card(partial / CARD, card or "# Sound-caption pairs\n", splits, licence)
-    replace_folder(partial, output)
+    with whole_folder(output) as partial:
+        for split, dataset in splits.items():
+            _write_parquet(dataset, columns, partial / f"{split}.parquet", embed_audio)
+        for name, content in (attachments or {}).items():
+            (partial / name).write_bytes(content.encode() if isinstance(content, str) else content)
+        _write_card(partial / CARD, card or "# Sound-caption pairs\n", splits, licence)
 
 
 def _all_columns(splits: Mapping[str, Dataset]) -> list[str]:
@@ -226,7 +222,7 @@ def _write_parquet(dataset: Dataset, columns: list[str], path: Path, embed_audio
 
 def _write_card(path: Path, text: str, splits: Mapping[str, Dataset], licence: str | None) -> None:
     """README.md with the metadata by which the Hub, and the next run, know the folder's files."""
-    checksums = {entry.name: checksum(entry) for entry in sorted(path.parent.iterdir())}
+    checksums = {entry.name: file_digest(entry) for entry in sorted(path.parent.iterdir())}
     path.write_text(text, encoding="utf-8")
     config = {
         "config_name": "default",

@@ -13,6 +13,7 @@ from typing import Any
 from datasets import Dataset
 
 from .columns import AUDIO_COLUMNS, TEXT_COLUMNS, find_column
+from .files import file_digest
 from .pairs import load_pairs
 from .tables import TABLE_SUFFIXES, read_table
 
@@ -99,9 +100,7 @@ class PairSource:
     def _count_and_digest(self) -> tuple[int, str]:
         """All rows are read, so that a broken line is found before hours of scoring."""
         if self.dataset is None:
-            count = sum(1 for _ in self.rows())
-            with open(self.path, "rb") as file:
-                return count, hashlib.file_digest(file, "sha256").hexdigest()
+            return sum(1 for _ in self.rows()), file_digest(self.path)
         digest = hashlib.sha256()
         for _, row in self.rows():
             digest.update(json.dumps(row, sort_keys=True, default=_bytes_digest).encode())

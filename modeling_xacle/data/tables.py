@@ -65,6 +65,12 @@ def table_text(suffix: str, rows: Iterable[Mapping[str, Any]]) -> str:
     return file.getvalue()
 
 
+def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows with the same keys as a Markdown table."""
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *([str(value) for value in row.values()] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
 def write_table(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """
     Write a table in the format that the file's suffix names, whole or not at all.

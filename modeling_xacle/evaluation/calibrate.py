@@ -13,7 +13,7 @@ from scipy.optimize import isotonic_regression
 
 from ..configuration_xacle import XacleConfig
 from ..data.columns import find_column
-from ..data.files import replace_folder, write_whole
+from ..data.files import is_free, whole_folder, write_whole
 from ..data.tables import check_table_suffix, read_table, write_table
 from .methods import CalibrationMethod
 from .metrics import METRICS, alignment_metrics
@@ -262,7 +262,7 @@ def calibrate_model(calibration: ScoreCalibration, model: str | Path, output: st
     model, output = Path(model), Path(output).absolute()
     if not (model / CONFIG_FILE).is_file():
         raise FileNotFoundError(f"{model}: no model folder, it has no {CONFIG_FILE}.")
-    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+    if not is_free(output):
         raise ValueError(f"{output}: exists; choose another output.")
     fields = json.loads((model / CONFIG_FILE).read_text(encoding="utf-8"))
     if fields.get("model_type") != XacleConfig.model_type:
@@ -270,11 +270,9 @@ def calibrate_model(calibration: ScoreCalibration, model: str | Path, output: st
     config = _compose(calibration, XacleConfig.from_pretrained(model))
     names = ("calibration_scale", "calibration_offset", "apply_calibration")
     fields.update({name: getattr(config, name) for name in names})
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
-    shutil.copytree(model, partial)
-    (partial / CONFIG_FILE).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-    replace_folder(partial, output)
+    with whole_folder(output) as partial:
+        shutil.copytree(model, partial, dirs_exist_ok=True)
+        (partial / CONFIG_FILE).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
     return config
 
 

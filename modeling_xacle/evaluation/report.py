@@ -5,7 +5,6 @@ import csv
 import html
 import json
 import re
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO, StringIO
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import soundfile
 
 from ..data.columns import AUDIO_COLUMNS, TEXT_COLUMNS
-from ..data.files import replace_folder
+from ..data.files import whole_folder
 from ..feature_extraction_xacle import load_waveform
 from .evaluate import EvaluationPairs, dropped_notes, worst_pairs
 from .figures import draw_bands, draw_groups, draw_residuals, draw_scatter, figure_bytes
@@ -343,9 +342,6 @@ def write_report(
     if evaluation["groups"]:
         files[GROUPS_FILE] = _groups_csv(evaluation).encode()
     files |= {f"{name}.{kind}": content for name, kinds in pictures.items() for kind, content in kinds.items()}
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
-    partial.mkdir(parents=True)
-    for name, content in files.items():
-        (partial / name).write_bytes(content)
-    replace_folder(partial, output)
+    with whole_folder(output) as partial:
+        for name, content in files.items():
+            (partial / name).write_bytes(content)

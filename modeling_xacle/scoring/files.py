@@ -3,7 +3,6 @@ The files of a scoring run: results as they come, in a folder beside the output;
 the input, and what it was made with. Killed at any time and started again, the run ends in the same bytes.
 """
 
-import hashlib
 import heapq
 import itertools
 import json
@@ -13,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from ..data.files import write_whole
+from ..data.files import file_digest, write_whole
 from ..data.tables import STREAMED_SUFFIXES, check_table_suffix, row_writer
 
 XACLE_COLUMNS = ("wav_file_name", "pred_score")
@@ -186,12 +185,6 @@ class ScoringFiles:
 def as_line(record: Record) -> str:
     """One line of a work file."""
     return json.dumps(record) + "\n"
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:

@@ -16,6 +16,7 @@ from ..checkpoints.provenance import CARD, UNKNOWN, dataset_name, made_from, rea
 from ..configuration_xacle import STAGES, XacleConfig
 from ..data.files import write_json
 from ..data.pairs import dataset_licence
+from ..data.tables import markdown_table
 from ..evaluation.resampling import bootstrap_intervals
 from .freezing import alignment_model
 from .recipes import StageArguments
@@ -84,12 +85,6 @@ def evaluations_while_training(log_history: list[dict[str, float]]) -> list[dict
     """
     evaluated = [place for place, entry in enumerate(log_history) if "eval_runtime" in entry]
     return log_history[: evaluated[-1]] if len(evaluated) > 1 else log_history
-
-
-def markdown_table(rows: list[Mapping[str, Any]]) -> str:
-    """Rows with the same keys as a table."""
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *([str(value) for value in row.values()] for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def count_sources(trainer: Trainer) -> str:

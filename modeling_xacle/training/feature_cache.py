@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..checkpoints.fingerprints import digest_of, front_end_code, weights_fingerprint, without_bookkeeping
+from ..data.files import file_digest
 from ..modeling_xacle import XacleModel
 from ..processing_xacle import XacleProcessor
 from ..speed import fast_forms
@@ -30,8 +31,7 @@ def content_key(audio: Mapping[str, Any]) -> str:
     """Digest of a clip's file, `{"bytes", "path"}`: the same sound is stored once, wherever it lies."""
     if audio.get("bytes") is not None:
         return hashlib.sha256(audio["bytes"]).hexdigest()
-    with open(audio["path"], "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_digest(audio["path"])
 
 
 def weights_key(model: XacleModel) -> str:
