@@ -10,7 +10,7 @@ from conftest import PARITY
 from PIL import Image
 from test_clap import save_teacher
 
-from modeling_xacle.data.tables import TABLE_SUFFIXES, read_table
+from modeling_xacle.data.tables import FORMATS, read_table
 from modeling_xacle.scoring import ranking
 from modeling_xacle.scoring.ranking import draw_heat_map, list_audio, rank_pairs, read_texts, score_matrix
 from modeling_xacle.scoring.scorer import load_scorer
@@ -161,7 +161,7 @@ def test_matrix_command(model_folder, align, tmp_path, xacle):
     assert np.shape(printed["scores"]) == (len(printed["audio"]), len(printed["text"])) == (5, 3)
 
 
-@pytest.mark.parametrize("suffix", TABLE_SUFFIXES)
+@pytest.mark.parametrize("suffix", FORMATS)
 def test_a_matrix_is_written_in_the_format_that_its_suffix_names(suffix, tmp_path, xacle):
     (tmp_path / "texts.txt").write_text("\n".join(TEXTS))
     output = tmp_path / f"matrix{suffix}"

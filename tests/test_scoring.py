@@ -31,6 +31,7 @@ from modeling_xacle.checkpoints import fingerprints
 from modeling_xacle.data import sources
 from modeling_xacle.data.pairs import make_dataset, save_dataset
 from modeling_xacle.data.sources import Clip, PairSource
+from modeling_xacle.data.tables import read_table
 from modeling_xacle.feature_extraction_xacle import load_waveform
 from modeling_xacle.judges.clap import ClapTeacher
 from modeling_xacle.pipeline_xacle import AudioTextAlignmentPipeline
@@ -120,7 +121,7 @@ def expected(align, clips, rows):
 
 
 def scores(path):
-    lines = [json.loads(line) for line in path.open()] if path.suffix == ".jsonl" else read_rows(path)
+    lines = [row for _, row in read_table(path)[1]] if path.suffix in (".jsonl", ".parquet") else read_rows(path)
     return [float(row["score"]) for row in lines]
 
 
@@ -179,7 +180,7 @@ def make_source(kind, clips, rows, tmp_path, monkeypatch):
     return PairSource("-", "file", "words", clips)
 
 
-@pytest.mark.parametrize("output", ["o.csv", "o.tsv", "o.jsonl"])
+@pytest.mark.parametrize("output", ["o.csv", "o.tsv", "o.jsonl", "o.parquet"])
 @pytest.mark.parametrize("kind", [".tsv", ".jsonl", ".parquet", "dataset", "-"])
 def test_any_source_to_any_output(kind, output, align, clips, rows, tmp_path, monkeypatch):
     source = make_source(kind, clips, rows, tmp_path, monkeypatch)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from modeling_xacle.data.tables import TABLE_SUFFIXES, read_table, write_table
+from modeling_xacle.data.tables import FORMATS, read_table, write_table
 from modeling_xacle.evaluation.calibrate import ScoreCalibration, calibrate_table, save_calibration
 from modeling_xacle.evaluation.score_tables import read_score_table
 
@@ -19,7 +19,7 @@ def rows_of(path):
     return [row for _, row in read_table(path)[1]]
 
 
-@pytest.fixture(params=TABLE_SUFFIXES)
+@pytest.fixture(params=FORMATS)
 def suffix(request):
     return request.param
 

@@ -80,4 +80,4 @@ def matrix(
     elif output is not None:
         typer.echo(f"{len(paths)} sounds with {len(captions)} captions scored: {output}")
     else:
-        typer.echo(data.table_text(".csv", rows), nl=False)
+        typer.echo(data.csv_text(rows), nl=False)

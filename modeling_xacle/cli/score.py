@@ -52,7 +52,8 @@ TextColumn = Annotated[str | None, typer.Option(help="Column of the captions. De
 AudioDir = Annotated[Path | None, typer.Option(help="Folder of the table's sounds. Default: the table's own.")]
 Split = Annotated[str | None, typer.Option(help="Split of a dataset that has several.")]
 Out = Annotated[
-    Path | None, typer.Option("--output", "-o", help="CSV, TSV or JSONL file to write for a table; OUT.json tells how.")
+    Path | None,
+    typer.Option("--output", "-o", help="File to write for a table: CSV, TSV, JSONL, Parquet; OUT.json tells how."),
 ]
 Model = Annotated[
     str,

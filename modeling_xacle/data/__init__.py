@@ -9,6 +9,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "files": ["write_whole"],
         "pairs": ["check_rows", "dataset_licence", "load_pairs", "make_dataset", "save_dataset", "unusable_audio"],
         "sources": ["STDIN", "PairSource"],
-        "tables": ["check_table_suffix", "read_table", "table_text", "write_table"],
+        "tables": ["check_table_suffix", "read_table", "csv_text", "write_table"],
     },
 )

@@ -53,13 +53,23 @@ def give_ordinary_permissions(folder: Path) -> None:
             path.chmod(0o666 & ~umask)
 
 
-def write_whole(path: str | Path, content: str | bytes) -> None:
-    """Write a file that is there whole or not at all; an earlier one stays until then."""
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """A file beside the one to write; at the end, and not before, it takes that one's place."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content.encode() if isinstance(content, str) else content)
-    partial.replace(path)
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_whole(path: str | Path, content: str | bytes) -> None:
+    """Write a file that is there whole or not at all; an earlier one stays until then."""
+    with whole_file(path) as partial:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def write_json(file: Path, content: Any) -> None:

@@ -15,7 +15,7 @@ from datasets import Dataset
 from .columns import AUDIO_COLUMNS, TEXT_COLUMNS, find_column
 from .files import file_digest
 from .pairs import load_pairs
-from .tables import TABLE_SUFFIXES, read_table
+from .tables import FORMATS, read_table
 
 STDIN = "-"
 # Rows among which those of one clip are brought together. A waiting row takes some hundred bytes, the features of an
@@ -77,7 +77,7 @@ class PairSource:
         if audio_dir is not None and not Path(audio_dir).is_dir():
             raise FileNotFoundError(f"{audio_dir}: no such folder of sounds.")
         self.dataset: Dataset | None = None
-        if str(source) == STDIN or Path(source).is_file() or Path(source).suffix.lower() in TABLE_SUFFIXES:
+        if str(source) == STDIN or Path(source).is_file() or Path(source).suffix.lower() in FORMATS:
             self.path = _copy_of_stdin(self) if str(source) == STDIN else Path(source)
             self.folder = Path(audio_dir or (Path() if str(source) == STDIN else self.path.parent)).absolute()
             self.columns, _ = read_table(self.path)

@@ -1,112 +1,26 @@
-"""Tables as files: CSV, TSV, JSON lines and Parquet, by the file's suffix, read and written."""
+"""Tables as files. `FORMATS` is the one place that knows a format; a file's suffix chooses it."""
 
 import csv
 import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .files import write_whole
+from .files import whole_file
 
-# Formats that are written row by row, and all.
-STREAMED_SUFFIXES = (".csv", ".tsv", ".jsonl")
-TABLE_SUFFIXES = (*STREAMED_SUFFIXES, ".parquet")
 ROWS_PER_READ = 100  # of Parquet: clips of ten seconds may be in it
+ROWS_PER_CHUNK = 10_000
 
-
-def check_table_suffix(path: str | Path, suffixes: Sequence[str] = TABLE_SUFFIXES) -> None:
-    """
-    Refuse a format that cannot be written, before anything is computed.
-
-    Raises:
-        ValueError: The file's suffix is none of these.
-    """
-    if Path(path).suffix.lower() not in suffixes:
-        raise ValueError(f"{path}: write to a file that ends in {', '.join(suffixes)}.")
-
-
-def row_writer(file: TextIO, suffix: str, columns: Sequence[str]) -> Callable[[Mapping[str, Any]], Any]:
-    """A function that writes a row in one of `STREAMED_SUFFIXES`; the header, where there is one, is written."""
-    if suffix == ".jsonl":
-        return lambda row: file.write(  # also keys that the first row does not have
-            json.dumps({name: _plain(value) for name, value in row.items()}, ensure_ascii=False, default=str) + "\n"
-        )
-    writer = csv.writer(file, delimiter="\t" if suffix == ".tsv" else ",", lineterminator="\n")
-    writer.writerow(columns)
-    return lambda row: writer.writerow([_cell(row[name]) for name in columns])
-
-
-def _plain(value: Any) -> Any:
-    """A value of a row without the bytes of a sound: the path stands for it."""
-    if isinstance(value, Mapping) and set(value) == {"bytes", "path"}:
-        return value["path"]
-    return None if isinstance(value, bytes) else value
-
-
-def _cell(value: Any) -> Any:
-    """A value as CSV holds it: lists and objects as JSON."""
-    value = _plain(value)
-    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, (list, dict)) else value
-
-
-def table_text(suffix: str, rows: Iterable[Mapping[str, Any]]) -> str:
-    """Rows in one of `STREAMED_SUFFIXES`, with all columns that any of them has."""
-    columns, rows = _regular(rows)
-    file = io.StringIO(newline="")
-    write = row_writer(file, suffix, columns)
-    for row in rows:
-        write(row)
-    return file.getvalue()
-
-
-def markdown_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows with the same keys as a Markdown table."""
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *([str(value) for value in row.values()] for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def write_table(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """
-    Write a table in the format that the file's suffix names, whole or not at all.
-
-    Args:
-        path (`str` or `Path`): CSV, TSV, JSON lines or Parquet file.
-        rows (iterable of mappings): At least one; the table has all columns that any of them has.
-
-    Raises:
-        ValueError: Another suffix; or Parquet cannot hold a column, because its values are of several kinds.
-    """
-    check_table_suffix(path)
-    suffix = Path(path).suffix.lower()
-    if suffix == ".parquet":
-        write_whole(path, _parquet_bytes(path, rows))
-    else:  # a caption may hold half of a character: that is written as in "\ud83d"
-        write_whole(path, table_text(suffix, rows).encode(errors="backslashreplace"))
-
-
-def _regular(rows: Iterable[Mapping[str, Any]]) -> tuple[list[str], list[dict[str, Any]]]:
-    """The columns that any row has, and rows that have all of them."""
-    rows = list(rows)
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    return columns, [{name: row.get(name) for name in columns} for row in rows]
-
-
-def _parquet_bytes(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> bytes:
-    _, rows = _regular(rows)
-    file = io.BytesIO()
-    try:
-        pq.write_table(pa.Table.from_pylist([{name: _plain(row[name]) for name in row} for row in rows]), file)
-    except (pa.ArrowException, UnicodeEncodeError) as error:
-        raise ValueError(
-            f"{path}: Parquet cannot hold these values ({error}); write {', '.join(STREAMED_SUFFIXES)} instead."
-        ) from error
-    return file.getvalue()
+Row = Mapping[str, Any]
 
 
 def read_table(path: str | Path) -> tuple[list[str], Iterator[tuple[int, dict[str, Any]]]]:
@@ -125,8 +39,7 @@ def read_table(path: str | Path) -> tuple[list[str], Iterator[tuple[int, dict[st
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such table.")
-    readers = {".tsv": _tsv_rows, ".jsonl": _json_rows, ".parquet": _parquet_rows}
-    rows = _decoded(path, readers.get(Path(path).suffix.lower(), _csv_rows)(path))
+    rows = _decoded(path, FORMATS.get(Path(path).suffix.lower(), FORMATS[".csv"]).read(path))
     columns = next(rows, None)
     if not columns:
         raise ValueError(f"{path}: the table is empty.")
@@ -134,6 +47,77 @@ def read_table(path: str | Path) -> tuple[list[str], Iterator[tuple[int, dict[st
     if repeated:
         raise ValueError(f"{path}: the header has more than one column {', '.join(repeated)}; rename or remove one.")
     return columns, rows
+
+
+def write_table(path: str | Path, rows: Iterable[Row]) -> None:
+    """
+    Write a table in the format that the file's suffix names, whole or not at all.
+
+    Args:
+        path (`str` or `Path`): CSV, TSV, JSON lines or Parquet file.
+        rows (iterable of mappings): At least one; the table has all columns that any of them has.
+
+    Raises:
+        ValueError: Another suffix; or Parquet cannot hold a column, because its values are of several kinds.
+    """
+    rows = list(rows)
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    with table_writer(path, columns) as write:
+        for row in rows:
+            write({name: row.get(name) for name in columns})
+
+
+@contextmanager
+def table_writer(path: str | Path, columns: Sequence[str]) -> Iterator[Callable[[Row], Any]]:
+    """
+    A function that writes a row, in the format that the file's suffix names; the table is there whole when the context
+    ends, or not at all.
+
+    Raises:
+        ValueError: Another suffix; or Parquet cannot hold a column, because its values are of several kinds.
+    """
+    check_table_suffix(path)
+    form = FORMATS[Path(path).suffix.lower()]
+    # A caption may hold half of a character: as text that is written as in "\ud83d".
+    text = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""} if form.is_text else {}
+    try:
+        with (
+            whole_file(path) as unfinished,
+            open(unfinished, "w" if form.is_text else "wb", **text) as file,
+            form.write(file, columns) as write,
+        ):
+            yield write
+    except (pa.ArrowException, UnicodeEncodeError) as error:
+        others = [suffix for suffix, form in FORMATS.items() if form.is_text]
+        raise ValueError(
+            f"{path}: Parquet cannot hold these values ({error}); write {', '.join(others)} instead."
+        ) from error
+
+
+def check_table_suffix(path: str | Path) -> None:
+    """
+    Refuse a format that cannot be written, before anything is computed.
+
+    Raises:
+        ValueError: The file's suffix is none of `FORMATS`.
+    """
+    if Path(path).suffix.lower() not in FORMATS:
+        raise ValueError(f"{path}: write to a file that ends in {', '.join(FORMATS)}.")
+
+
+def csv_text(rows: Sequence[Row]) -> str:
+    """Rows with the same keys as CSV."""
+    file = io.StringIO(newline="")
+    with _csv_writer(file, list(rows[0])) as write:
+        for row in rows:
+            write(row)
+    return file.getvalue()
+
+
+def markdown_table(rows: Sequence[Row]) -> str:
+    """Rows with the same keys as a Markdown table."""
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *([str(value) for value in row.values()] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _decoded(path: str | Path, lines: Iterator[Any]) -> Iterator[Any]:
@@ -171,11 +155,6 @@ def _csv_rows(path: str | Path, delimiter: str = ",") -> Iterator[Any]:
                 yield reader.line_num, dict(zip(columns, fields, strict=True))
 
 
-def _tsv_rows(path: str | Path) -> Iterator[Any]:
-    """As `_csv_rows`, with tabs between the fields."""
-    return _csv_rows(path, delimiter="\t")
-
-
 def _parquet_rows(path: str | Path) -> Iterator[Any]:
     """The column names, then numbers from 1 and rows of a Parquet file, a few in memory at a time."""
     with pq.ParquetFile(path) as file:
@@ -204,3 +183,70 @@ def _json_rows(path: str | Path) -> Iterator[Any]:
             if missing:
                 raise ValueError(f"{path}, line {number}: the key {', '.join(missing)} of the first line is missing.")
             yield number, row
+
+
+def _plain(value: Any) -> Any:
+    """A value of a row without the bytes of a sound: the path stands for it."""
+    if isinstance(value, Mapping) and set(value) == {"bytes", "path"}:
+        return value["path"]
+    return None if isinstance(value, bytes) else value
+
+
+def _cell(value: Any) -> Any:
+    """A value as CSV holds it: lists and objects as JSON."""
+    value = _plain(value)
+    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, (list, dict)) else value
+
+
+@contextmanager
+def _csv_writer(file: IO[str], columns: Sequence[str], delimiter: str = ",") -> Iterator[Callable[[Row], Any]]:
+    writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
+    writer.writerow(columns)
+    yield lambda row: writer.writerow([_cell(row[name]) for name in columns])
+
+
+@contextmanager
+def _json_writer(file: IO[str], columns: Sequence[str]) -> Iterator[Callable[[Row], Any]]:
+    yield lambda row: file.write(  # also keys that the first row does not have
+        json.dumps({name: _plain(value) for name, value in row.items()}, ensure_ascii=False, default=str) + "\n"
+    )
+
+
+@contextmanager
+def _parquet_writer(file: IO[bytes], columns: Sequence[str]) -> Iterator[Callable[[Row], Any]]:
+    """The types of the columns are known when all rows are: until then these wait in memory, as Arrow holds them."""
+    rows: list[dict[str, Any]] = []
+    chunks: list[pa.Table] = []
+
+    def write(row: Row) -> None:
+        rows.append({name: _plain(row[name]) for name in columns})
+        if len(rows) == ROWS_PER_CHUNK:
+            chunks.append(pa.Table.from_pylist(rows))
+            rows.clear()
+
+    yield write
+    pq.write_table(pa.concat_tables([*chunks, pa.Table.from_pylist(rows)], promote_options="permissive"), file)
+
+
+@dataclass(frozen=True)
+class Format:
+    """
+    A format of tables.
+
+    Fields:
+        read (callable): Gives, of a path, the columns, then pairs of a line number and a row.
+        write (callable): Gives, of an open file and the columns, a context whose value writes a row.
+        is_text (`bool`): Whether the file is UTF-8 text.
+    """
+
+    read: Callable[[str | Path], Iterator[Any]]
+    write: Callable[[IO, Sequence[str]], AbstractContextManager[Callable[[Row], Any]]]
+    is_text: bool = True
+
+
+FORMATS = {
+    ".csv": Format(_csv_rows, _csv_writer),
+    ".tsv": Format(partial(_csv_rows, delimiter="\t"), partial(_csv_writer, delimiter="\t")),
+    ".jsonl": Format(_json_rows, _json_writer),
+    ".parquet": Format(_parquet_rows, _parquet_writer, is_text=False),
+}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from ..data.files import file_digest, write_whole
-from ..data.tables import STREAMED_SUFFIXES, check_table_suffix, row_writer
+from ..data.tables import check_table_suffix, table_writer
 
 XACLE_COLUMNS = ("wav_file_name", "pred_score")
 STATUSES = ("ok", "padded", "cut", "windowed", "error")
@@ -67,7 +67,7 @@ class ScoringFiles:
     Output, sidecar and work folder of a run: `OUT`, `OUT.json`, `OUT.work/`.
 
     Args:
-        output (`Path`): CSV, TSV or JSONL file to write, by its suffix.
+        output (`Path`): CSV, TSV, JSON lines or Parquet file to write, by its suffix.
         description (mapping): What the sidecar will say; of it `COMPARED` must be the same for a run to be continued.
 
     Raises:
@@ -76,7 +76,7 @@ class ScoringFiles:
 
     def __init__(self, output: str | Path, description: Mapping[str, Any]):
         self.output, self.description = Path(output), dict(description)
-        check_table_suffix(output, STREAMED_SUFFIXES)
+        check_table_suffix(output)
         self.sidecar = self.output.with_name(f"{self.output.name}.json")
         self.work = self.output.with_name(f"{self.output.name}.work")
 
@@ -162,17 +162,13 @@ class ScoringFiles:
         """
         counts = dict.fromkeys(STATUSES, 0)
         records = RecordReader([self.work / EARLIER, *sorted(self.work.glob("process-*.jsonl"))])
-        partial = self.work / "output.partial"
-        # A caption may hold half of a character: that is written as in "\ud83d".
-        with open(partial, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            write = row_writer(file, self.output.suffix.lower(), columns)
+        with table_writer(self.output, columns) as write:
             for number, block in enumerate(blocks):
                 results = records.block(number)
                 for row_number, _, row in block:
                     result = results[row_number]
                     counts[result["status"].split(":")[0]] += 1
                     write(to_row(row, result))
-        os.replace(partial, self.output)
         sidecar = {**self.description, "rows": counts, "output_sha256": file_digest(self.output)}
         write_whole(self.sidecar, json.dumps(sidecar, indent=2, ensure_ascii=False) + "\n")
         if not counts["error"]:

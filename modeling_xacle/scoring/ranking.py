@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from ..data.columns import TEXT_COLUMNS, find_column
 from ..data.files import write_whole
-from ..data.tables import TABLE_SUFFIXES, check_table_suffix, read_table
+from ..data.tables import FORMATS, check_table_suffix, read_table
 from ..pipeline_xacle import AudioTextAlignmentPipeline
 
 logger = logging.get_logger(__name__)
@@ -154,7 +154,7 @@ def read_texts(path: str | Path) -> list[str]:
         FileNotFoundError: There is no such file.
         ValueError: As for `read_table`; or there is no caption.
     """
-    if Path(path).suffix.lower() in TABLE_SUFFIXES:
+    if Path(path).suffix.lower() in FORMATS:
         columns, rows = read_table(path)
         column = find_column(columns, TEXT_COLUMNS, path)
         texts = [str(row[column]) for _, row in rows]

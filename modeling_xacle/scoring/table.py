@@ -146,7 +146,7 @@ def score_table(
     Args:
         align (`AudioTextAlignmentPipeline`): As [`load_scorer`] gives it.
         pairs (`PairSource`): The table.
-        output (`str` or `Path`): CSV, TSV or JSONL file.
+        output (`str` or `Path`): CSV, TSV, JSON lines or Parquet file.
         options (`TableOptions`, *optional*): How.
         state (`PartialState`, *optional*): The processes that share the work, on one file system.
 
