@@ -14,7 +14,12 @@ from hypothesis import strategies as st
 from modeling_xacle.evaluation import metrics, resampling
 from modeling_xacle.evaluation.listeners import listeners_ceiling
 from modeling_xacle.evaluation.metrics import METRICS, alignment_metrics
-from modeling_xacle.evaluation.resampling import bootstrap_intervals, paired_bootstrap, resample_indices
+from modeling_xacle.evaluation.resampling import (
+    bootstrap_intervals,
+    paired_bootstrap,
+    paired_permutation_test,
+    resample_indices,
+)
 
 NAN = math.nan
 TOLERANCE = {"rel": 1e-11, "abs": 1e-13}
@@ -247,6 +252,19 @@ def test_intervals_are_about_two_standard_errors_each_way():
     value = alignment_metrics(predictions, references)["LCC"]
     assert low < value < high
     assert high - low == pytest.approx(2 * 1.96 * (1 - value**2) / math.sqrt(1000), rel=0.15)
+
+
+def test_a_metric_is_added_in_one_place(monkeypatch):
+    """Another name for MSE is measured, resampled and permuted as MSE is."""
+    monkeypatch.setitem(METRICS, "OTHER", METRICS["MSE"])
+    (a, references), (b, _) = simulate(60, noise=0.5), simulate(60, noise=2.0)
+    for result in (
+        alignment_metrics(a, references),
+        bootstrap_intervals(a, references, 50),
+        {name: entry["interval"] for name, entry in paired_bootstrap(a, b, references, 50).items()},
+        paired_permutation_test(a, b, references, 50),
+    ):
+        np.testing.assert_allclose(result["OTHER"], result["MSE"])
 
 
 def test_pairs_with_nan_are_dropped_before_resampling():

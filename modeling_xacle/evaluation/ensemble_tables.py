@@ -14,7 +14,7 @@ from ..data.tables import check_table_suffix, write_table
 from .compare import system_names
 from .ensemble import FITS, FITTED_METHODS, Judged, ensemble, fit_nnls, grouped_folds, leave_one_out
 from .methods import EnsembleMethod
-from .metrics import METRICS, alignment_metrics
+from .metrics import METRICS, SHOWN_METRICS, alignment_metrics
 from .score_tables import (
     KEYS_LISTED,
     PREDICTION_COLUMNS,
@@ -27,7 +27,6 @@ from .score_tables import (
 
 ENSEMBLE = "ensemble"
 # Metrics for which the terminal shows what a system adds; the JSON has all.
-ADDED = ("SRCC", "MSE")
 
 
 class Members(NamedTuple):
@@ -251,11 +250,11 @@ def ensemble_text(report: Mapping[str, Any]) -> str:
 
 def _left_out_text(left_out: Mapping[str, Any]) -> str:
     """The ensemble without each system, and what the system adds to that."""
-    header = ["without", *(cell for metric in ADDED for cell in (metric, "it adds", "95 % interval", "p"))]
+    header = ["without", *(cell for metric in SHOWN_METRICS for cell in (metric, "it adds", "95 % interval", "p"))]
     rows = []
     for name, result in left_out.items():
         row = [name]
-        for metric in ADDED:
+        for metric in SHOWN_METRICS:
             difference = result["differences"][metric]
             low, high = difference["interval"]
             row += [f"{result['metrics'][metric]:.3f}", f"{difference['difference']:+.3f}"]

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from scipy.ndimage import gaussian_filter
 
 from .calibrate import ScoreCalibration
+from .metrics import SHOWN_METRICS
 
 STYLE = {
     "font.size": 9,
@@ -192,7 +193,7 @@ def draw_groups(column: str, groups: Mapping[str, Mapping[str, Any]], evaluation
     measured.sort(key=lambda item: item[1]["metrics"]["SRCC"])
     places = np.arange(len(measured))
     with styled_figure(6.6, 1.1 + 0.27 * len(measured), columns=2) as (figure, both):
-        for axes, metric in zip(both, ("SRCC", "MSE"), strict=True):
+        for axes, metric in zip(both, SHOWN_METRICS, strict=True):
             values = np.array([group["metrics"][metric] for _, group in measured])
             ends = np.array([group["intervals"][metric] for _, group in measured]).reshape(-1, 2).T
             axes.barh(places, values, height=0.65, color=BLUE, alpha=0.35)

@@ -1,10 +1,11 @@
 """The challenge's metrics of how well predictions agree with listeners."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import kendalltau, rankdata
-
-METRICS = ("SRCC", "LCC", "KTAU", "MSE")
 
 # Products of the variances of larger values could leave the range of a float.
 LARGEST_VALUE = 1e50
@@ -48,24 +49,43 @@ def pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> float:
+    """Pearson correlation of average ranks, 0.0 where either side is constant: (N,), (N,)"""
     return float(pearson(rankdata(x), rankdata(y)))
 
 
-def _kendall(x: np.ndarray, y: np.ndarray) -> float:
-    if is_constant(x) or is_constant(y):
-        return 0.0
-    return float(kendalltau(x, y).statistic)
+def kendall(x: np.ndarray, y: np.ndarray) -> float:
+    """Kendall's tau-b, 0.0 where either side is constant: (N,), (N,)"""
+    return 0.0 if is_constant(x) or is_constant(y) else float(kendalltau(x, y).statistic)
+
+
+class Metric(NamedTuple):
+    """
+    A metric of predictions against references.
+
+    Fields:
+        of (callable): Of two columns `(N,)` without NaN, its value.
+        greater_is_better (`bool`): Which of two values is the better.
+        hub_name (`str`): What the Hub calls it.
+    """
+
+    of: Callable[[np.ndarray, np.ndarray], float]
+    greater_is_better: bool
+    hub_name: str
+
+
+METRICS = {
+    "SRCC": Metric(spearman, True, "spearmanr"),
+    "LCC": Metric(lambda x, y: float(pearson(x, y)), True, "pearsonr"),
+    "KTAU": Metric(kendall, True, "kendalltau"),
+    "MSE": Metric(lambda x, y: float(np.mean((x - y) ** 2)), False, "mse"),
+}
+# What tables and pictures of groups show where there is room for two.
+SHOWN_METRICS = ("SRCC", "MSE")
 
 
 def official_metrics(predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
     """What `alignment_metrics` returns, of columns that were checked."""
-    return {
-        "SRCC": spearman(predictions, references),
-        "LCC": float(pearson(predictions, references)),
-        "KTAU": _kendall(predictions, references),
-        "MSE": float(np.mean((predictions - references) ** 2)),
-        "N": len(predictions),
-    }
+    return {**{name: metric.of(predictions, references) for name, metric in METRICS.items()}, "N": len(predictions)}
 
 
 def alignment_metrics(predictions: ArrayLike, references: ArrayLike) -> dict[str, float]:

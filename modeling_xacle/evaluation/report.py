@@ -17,7 +17,7 @@ from ..data.files import whole_folder
 from ..feature_extraction_xacle import load_waveform
 from .evaluate import EvaluationPairs, dropped_notes, worst_pairs
 from .figures import draw_bands, draw_groups, draw_residuals, draw_scatter, figure_bytes
-from .metrics import METRICS
+from .metrics import METRICS, SHOWN_METRICS
 from .score_tables import text_table
 
 REPORT_FILE = "report.html"
@@ -92,14 +92,15 @@ def _group_rows(evaluation: Mapping[str, Any], column: str) -> list[list[str]]:
     for name, group in evaluation["groups"][column].items():
         metrics, intervals = group["metrics"] or {}, group["intervals"] or {}
         others = evaluation["leave_one_out"][column][name]["metrics"] or {}
-        cells = [text for key in ("SRCC", "MSE") for text in (_number(metrics.get(key)), _interval(intervals.get(key)))]
-        rows.append([name, str(group["N"]), *cells, _number(others.get("SRCC"))])
+        cells = [text for key in SHOWN_METRICS for text in (_number(metrics.get(key)), _interval(intervals.get(key)))]
+        rows.append([name, str(group["N"]), *cells, _number(others.get(SHOWN_METRICS[0]))])
     return rows
 
 
 def _group_header(evaluation: Mapping[str, Any], column: str) -> list[str]:
     interval = _interval_header(evaluation)
-    return [column, "N", "SRCC", interval, "MSE", interval, "SRCC without"]
+    shown = [cell for name in SHOWN_METRICS for cell in (name, interval)]
+    return [column, "N", *shown, f"{SHOWN_METRICS[0]} without"]
 
 
 def listeners_sentence(listeners: Mapping[str, Any]) -> str:

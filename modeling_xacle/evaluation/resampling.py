@@ -92,22 +92,31 @@ def _tau_b(concordance: np.ndarray, x: _Column, y: _Column) -> np.ndarray:
 
 
 def _resampled_metrics(columns: list[np.ndarray], num_resamples: int, seed: int) -> np.ndarray:
-    """`METRICS` of S systems against the last of the columns (S + 1, N), in each resample: (4, S, R)"""
+    """`METRICS` of S systems against the last of the columns (S + 1, N), in each resample: (M, S, R)"""
     groups = [np.unique(column, return_inverse=True)[1] for column in columns]
     chunks = []
     for indices in resample_indices(len(columns[0]), num_resamples, seed):
         rows = _multiplicities(np.arange(len(columns[0])), indices)
         *systems, y = [_resample(column, group, indices) for column, group in zip(columns, groups, strict=True)]
         concordances = [_concordance(group, groups[-1], rows) for group in groups[:-1]]
+        fast = {
+            "SRCC": [pearson(x.ranks, y.ranks) for x in systems],
+            "LCC": [pearson(x.values, y.values) for x in systems],
+            "KTAU": [_tau_b(c, x, y) for c, x in zip(concordances, systems, strict=True)],
+            "MSE": [((x.values - y.values) ** 2).mean(axis=1) for x in systems],
+        }
         chunks.append(
             [
-                [pearson(x.ranks, y.ranks) for x in systems],
-                [pearson(x.values, y.values) for x in systems],
-                [_tau_b(c, x, y) for c, x in zip(concordances, systems, strict=True)],
-                [((x.values - y.values) ** 2).mean(axis=1) for x in systems],
+                fast[name] if name in fast else [_one_by_one(metric.of, x.values, y.values) for x in systems]
+                for name, metric in METRICS.items()
             ]
         )
     return np.concatenate(chunks, axis=-1)
+
+
+def _one_by_one(of: Callable[[np.ndarray, np.ndarray], float], x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """A metric of each row: (R, N), (R, N) -> (R,)"""
+    return np.array([of(*columns) for columns in zip(x, y, strict=True)])
 
 
 def _check_bootstrap(num_resamples: int, confidence: float) -> None:
@@ -173,7 +182,7 @@ def bootstrap_intervals(
     """
     _check_bootstrap(num_resamples, confidence)
     columns = checked_columns(predictions=predictions, references=references)
-    samples = _resampled_metrics(columns, num_resamples, seed)[:, 0]  # (4, 1, R) -> (4, R)
+    samples = _resampled_metrics(columns, num_resamples, seed)[:, 0]  # (M, 1, R) -> (M, R)
     return {name: _interval(samples[row], confidence) for row, name in enumerate(METRICS)}
 
 
@@ -208,7 +217,7 @@ def paired_bootstrap(
     a, b, y = checked_columns(predictions_a=predictions_a, predictions_b=predictions_b, references=references)
     metrics_a, metrics_b = official_metrics(a, y), official_metrics(b, y)
     samples = _resampled_metrics([a, b, y], num_resamples, seed)
-    differences = np.round(samples[:, 0] - samples[:, 1], DIFFERENCE_DECIMALS)  # (4, 2, R) -> (4, R)
+    differences = np.round(samples[:, 0] - samples[:, 1], DIFFERENCE_DECIMALS)  # (M, 2, R) -> (M, R)
     return {
         name: PairedDifference(
             difference=round(metrics_a[name] - metrics_b[name], DIFFERENCE_DECIMALS),
@@ -323,7 +332,7 @@ def paired_permutation_test(
         raise ValueError(f"num_permutations must be at least 1, got {num_permutations}.")
     a, b, y = checked_columns(predictions_a=predictions_a, predictions_b=predictions_b, references=references)
     differences = _swapped_differences(a, b, y)
-    observed = differences(np.ones((1, len(y))))  # (4, 1)
+    observed = differences(np.ones((1, len(y))))  # (M, 1)
     # What is as large as the observed difference must count as such, whatever its rounding.
     least = np.abs(observed) - 10.0**-DIFFERENCE_DECIMALS
     counts = sum(
@@ -333,7 +342,7 @@ def paired_permutation_test(
 
 
 def _swapped_differences(a: np.ndarray, b: np.ndarray, y: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """For columns (N,), the function from signs (R, N) to the differences of `METRICS` after swapping, (4, R)."""
+    """For columns (N,), the function from signs (R, N) to the differences of `METRICS` after swapping, (M, R)."""
     rank_a, rank_b, rank_y = rankdata(a), rankdata(b), rankdata(y)
     errors_a, errors_b = (a - y) ** 2, (b - y) ** 2
     concordance = _SwappedConcordance(rank_a, rank_b, rank_y)
@@ -341,14 +350,21 @@ def _swapped_differences(a: np.ndarray, b: np.ndarray, y: np.ndarray) -> Callabl
     untied_y = (len(y) * (len(y) - 1) - (counts * (counts - 1)).sum()) / 2
 
     def differences(signs: np.ndarray) -> np.ndarray:
-        """Signs (R, N) -> (4, R)"""
+        """Signs (R, N) -> (M, R)"""
         norms = np.sqrt(_swapped_untied(signs, rank_a, rank_b) * untied_y)
+        fast = {
+            "SRCC": _swapped_pearson(signs, _standardised(rank_a), _standardised(rank_b), rank_y),
+            "LCC": _swapped_pearson(signs, _standardised(a), _standardised(b), y),
+            "KTAU": np.divide(concordance(signs), norms, out=np.zeros_like(norms), where=norms > 0),
+            "MSE": _swapped_sums(signs, errors_a, errors_b) / len(y),
+        }
+        kept, references = signs > 0, np.broadcast_to(y, signs.shape)
         of_both = [
-            _swapped_pearson(signs, _standardised(rank_a), _standardised(rank_b), rank_y),
-            _swapped_pearson(signs, _standardised(a), _standardised(b), y),
-            np.divide(concordance(signs), norms, out=np.zeros_like(norms), where=norms > 0),
-            _swapped_sums(signs, errors_a, errors_b) / len(y),
+            fast[name]
+            if name in fast
+            else [_one_by_one(metric.of, np.where(kept, *pair), references) for pair in ((a, b), (b, a))]
+            for name, metric in METRICS.items()
         ]
-        return np.array([first - second for first, second in of_both])  # (4, 2, R) -> (4, R)
+        return np.array([first - second for first, second in of_both])  # (M, 2, R) -> (M, R)
 
     return differences

@@ -17,6 +17,7 @@ from ..configuration_xacle import STAGES, XacleConfig
 from ..data.files import write_json
 from ..data.pairs import dataset_licence
 from ..data.tables import markdown_table
+from ..evaluation.metrics import METRICS
 from ..evaluation.resampling import bootstrap_intervals
 from .freezing import alignment_model
 from .recipes import StageArguments
@@ -25,17 +26,10 @@ from .resuming import run_settings
 CURVES_FILE = "training_curves.png"
 LOG_FILE = "training_log.json"
 SOURCES_SHOWN = 8
-METRIC_NAMES = {"srcc": "SRCC", "lcc": "LCC", "ktau": "KTAU", "mse": "MSE", "loss": "loss", "perplexity": "perplexity"}
-
-# The Hub's names of the metrics.
-METRIC_TYPES = {
-    "srcc": "spearmanr",
-    "lcc": "pearsonr",
-    "ktau": "kendalltau",
-    "mse": "mse",
-    "loss": "loss",
-    "perplexity": "perplexity",
-}
+# Names of a log, and for each what is shown and what the Hub calls it.
+METRIC_NAMES = {name.lower(): name for name in METRICS} | {"loss": "loss", "perplexity": "perplexity"}
+METRIC_TYPES = {name.lower(): metric.hub_name for name, metric in METRICS.items()}
+METRIC_TYPES |= {"loss": "loss", "perplexity": "perplexity"}
 CONFIDENCE, RESAMPLES = 0.95, 1000
 MOST_RESAMPLED_PAIRS = 10_000  # a minute
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")

@@ -18,14 +18,15 @@ from transformers.integrations.integration_utils import (
 from transformers.trainer_utils import HubStrategy
 
 from ..configuration_xacle import STAGES
+from ..evaluation.metrics import METRICS
 from .losses import LOSSES
 
 PARTS = ("projector", "score_head", "language_model", "audio_tower", "special_tokens")
 LIST_SCOPES = ("global", "local")
 CACHE_DTYPES = ("float32", "float16")
 # What validation measures, and whether more of it is better.
-SCORE_METRICS = {"srcc": True, "lcc": True, "ktau": True, "mse": False}
-METRICS = {1: {"loss": False, "perplexity": False}, 2: SCORE_METRICS, 3: SCORE_METRICS}
+SCORE_METRICS = {name.lower(): metric.greater_is_better for name, metric in METRICS.items()}
+STAGE_METRICS = {1: {"loss": False, "perplexity": False}, 2: SCORE_METRICS, 3: SCORE_METRICS}
 
 
 @dataclass
@@ -347,9 +348,11 @@ def _check_training(stage: int, args: TrainingArguments) -> None:
     if args.remove_unused_columns:
         raise ValueError("--remove_unused_columns true: sounds and captions are columns of the dataset; leave it out.")
     metric = (args.metric_for_best_model or "").removeprefix("eval_")
-    if metric not in METRICS[stage]:
-        raise ValueError(f"--metric_for_best_model {metric}: stage {stage} has {', '.join(METRICS[stage])}.")
-    args.greater_is_better = METRICS[stage][metric]  # `TrainingArguments` takes all but losses to be better the greater
+    if metric not in STAGE_METRICS[stage]:
+        raise ValueError(f"--metric_for_best_model {metric}: stage {stage} has {', '.join(STAGE_METRICS[stage])}.")
+    args.greater_is_better = STAGE_METRICS[stage][
+        metric
+    ]  # `TrainingArguments` takes all but losses to be better the greater
     get_reporting_integration_callbacks(args.report_to)  # refuses unknown names
     for name in args.report_to:
         if name != "flyte" and name not in get_available_reporting_integrations():  # Flyte is not in that list
