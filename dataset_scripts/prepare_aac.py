@@ -35,7 +35,7 @@ from typing import Annotated, Any
 
 import typer
 
-from modeling_xacle.data.columns import clean_caption, find_column
+from modeling_xacle.data.columns import AUDIO_COLUMNS, TEXT_COLUMNS, clean_caption, find_column
 from modeling_xacle.data.pairs import make_dataset, save_dataset, unusable_audio
 from modeling_xacle.data.tables import read_table
 
@@ -44,8 +44,6 @@ AUDIO_ENDINGS = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".aif", ".aiff", ".au
 
 AUDIOCAPS_COLUMNS = ("audiocap_id", "youtube_id", "start_time", "caption")
 AUDIOSETCAPS_COLUMNS = ("id", "caption")
-AUDIO_COLUMNS = ("audio", "file_name", "path", "wav_file_name")
-TEXT_COLUMNS = ("text", "caption")
 METADATA = ("metadata.csv", "metadata.jsonl")
 
 SPLIT_WORDS = {

@@ -24,7 +24,17 @@ from typing import Annotated, Any
 import typer
 
 from modeling_xacle.configuration_xacle import XacleConfig
-from modeling_xacle.data.columns import SCORE_RANGE, clean_caption, find_column
+from modeling_xacle.data.columns import (
+    AUDIO_COLUMNS,
+    AVERAGE_COLUMNS,
+    LISTENER_COLUMNS,
+    RATING_COLUMNS,
+    SCORE_RANGE,
+    SOURCE_COLUMNS,
+    TEXT_COLUMNS,
+    clean_caption,
+    find_column,
+)
 from modeling_xacle.data.pairs import make_dataset, save_dataset, unusable_audio
 from modeling_xacle.data.tables import read_table
 
@@ -32,11 +42,6 @@ SPLITS = ("train", "validation", "test")
 TABLES = ("{split}.csv", "{split}_average.csv", "{split}_with_score.csv")
 
 # What the files say, then what their READMEs say.
-NAME_COLUMNS = ("wav_file_name", "wave_file_name")
-AVERAGE_COLUMNS = ("average_score", "average_semantic_alignement_score", "average_semantic_alignment_score")
-RATING_COLUMNS = ("score", "11-point semantic-alignment score")
-LISTENER_COLUMNS = ("listener_id",)
-SOURCE_COLUMNS = ("model_id",)
 
 RELATE_TABLES = ("REL.csv", "scores/REL.csv", "RELATE/scores/REL.csv")
 RELATE_COLUMNS = ("wavname", "text", "score", "listener_id", "audio type", "in RELATE dataset")
@@ -162,7 +167,7 @@ def read_xacle(root: Path) -> dict[str, Split]:
 def add_table(split: Split, split_name: str, table: Path) -> None:
     """Add a table of ratings, which has a column of listeners, or one of pairs, which may have one of averages."""
     columns, rows = read_table(table)
-    name, text = find_column(columns, NAME_COLUMNS, table), find_column(columns, ["text"], table)
+    name, text = find_column(columns, AUDIO_COLUMNS, table), find_column(columns, TEXT_COLUMNS, table)
     source = find_column(columns, SOURCE_COLUMNS, table, required=False)
     listener = find_column(columns, LISTENER_COLUMNS, table, required=False)
     # A table of averages may call them just scores.

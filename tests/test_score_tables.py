@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from modeling_xacle.data.columns import REFERENCE_COLUMNS
 from modeling_xacle.data.tables import read_table
 from modeling_xacle.evaluation.score_tables import (
-    REFERENCE_COLUMNS,
     join_tables,
     merge_as_official,
     read_score_table,

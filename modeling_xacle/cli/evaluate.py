@@ -134,9 +134,7 @@ def calibrate(
         found = evaluation.fit_score_calibration(pairs.predictions, pairs.references, method)
         report = evaluation.calibration_report(found, pairs.predictions, pairs.references)
     if apply is not None:
-        evaluation.calibrate_table(
-            found, apply, output, columns.get("prediction_columns", evaluation.PREDICTION_COLUMNS)
-        )
+        evaluation.calibrate_table(found, apply, output, columns.get("prediction_columns", data.PREDICTION_COLUMNS))
     elif model is not None:
         evaluation.calibrate_model(found, model, output)
     else:

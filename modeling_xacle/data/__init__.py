@@ -5,7 +5,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "columns": ["FEATURES", "clean_caption", "find_column"],
+        "columns": ["FEATURES", "PREDICTION_COLUMNS", "clean_caption", "find_column"],
         "files": ["write_whole"],
         "pairs": ["check_rows", "dataset_licence", "load_pairs", "make_dataset", "save_dataset", "unusable_audio"],
         "sources": ["STDIN", "PairSource"],

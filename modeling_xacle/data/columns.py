@@ -19,14 +19,20 @@ FEATURES = Features(
         "is_negative": Value("bool"),
     }
 )
-
-
 REQUIRED_COLUMNS = ("id", "audio", "text")
 # Audio goes into columns as plain structs: encoding it as `Audio` needs torchcodec, casting to it does not.
 STORAGE = Features({**FEATURES, "audio": {"bytes": Value("binary"), "path": Value("string")}})
-# The first of these that a table has is taken: the challenge's spellings, in its files and in its READMEs, then others.
-AUDIO_COLUMNS = ("wav_file_name", "wave_file_name", "audio", "path")
+# Names that tables give their columns; of each, the first that a table has is taken. In the challenge, README files and
+# data files differ in spelling; its second edition names the generator `model_id`.
+AUDIO_COLUMNS = ("wav_file_name", "wave_file_name", "audio", "file_name", "path")
 TEXT_COLUMNS = ("text", "caption")
+PREDICTION_COLUMNS = ("pred_score", "prediction_score", "score")
+AVERAGE_COLUMNS = ("average_score", "average_semantic_alignement_score", "average_semantic_alignment_score")
+REFERENCE_COLUMNS = (*AVERAGE_COLUMNS, "score")
+RATING_COLUMNS = ("score", "11-point semantic-alignment score", "rating")
+LISTENER_COLUMNS = ("listener_id",)
+SOURCE_COLUMNS = ("source", "model_id")
+
 LABEL_RANGE = (-1.0, 1.0)
 SCORE_RANGE = (0.0, 10.0)
 # Unicode categories: control and format characters, surrogates.

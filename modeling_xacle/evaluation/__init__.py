@@ -31,7 +31,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "metrics": ["METRICS", "alignment_metrics"],
         "report": ["REPORT_FILE", "check_report_folder", "evaluation_text", "write_report"],
         "resampling": ["bootstrap_intervals", "paired_bootstrap", "paired_permutation_test"],
-        "score_tables": ["PREDICTION_COLUMNS", "read_score_table"],
+        "score_tables": ["read_score_table"],
         "submission": ["describe_systems", "submit_tables"],
     },
 )

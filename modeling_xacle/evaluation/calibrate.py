@@ -12,12 +12,12 @@ from numpy.typing import ArrayLike
 from scipy.optimize import isotonic_regression
 
 from ..configuration_xacle import XacleConfig
-from ..data.columns import find_column
+from ..data.columns import PREDICTION_COLUMNS, find_column
 from ..data.files import is_free, whole_folder, write_whole
 from ..data.tables import check_table_suffix, read_table, write_table
 from .methods import CalibrationMethod
 from .metrics import METRICS, alignment_metrics
-from .score_tables import PREDICTION_COLUMNS, read_score_table, text_table
+from .score_tables import read_score_table, text_table
 
 METHODS = get_args(CalibrationMethod)
 CONFIG_FILE = "config.json"

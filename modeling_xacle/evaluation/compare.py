@@ -9,9 +9,10 @@ import numpy as np
 from scipy.stats import kendalltau
 from tqdm import tqdm
 
+from ..data.columns import PREDICTION_COLUMNS, REFERENCE_COLUMNS
 from .metrics import METRICS, alignment_metrics
 from .resampling import paired_bootstrap, paired_permutation_test
-from .score_tables import PREDICTION_COLUMNS, REFERENCE_COLUMNS, Key, join_tables, read_score_table, text_table
+from .score_tables import Key, join_tables, read_score_table, text_table
 
 
 class Systems(NamedTuple):

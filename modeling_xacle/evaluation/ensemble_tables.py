@@ -8,22 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..data.columns import AUDIO_COLUMNS
+from ..data.columns import AUDIO_COLUMNS, PREDICTION_COLUMNS, REFERENCE_COLUMNS
 from ..data.files import write_whole
 from ..data.tables import check_table_suffix, write_table
 from .compare import system_names
 from .ensemble import FITS, FITTED_METHODS, Judged, ensemble, fit_nnls, grouped_folds, leave_one_out
 from .methods import EnsembleMethod
 from .metrics import METRICS, SHOWN_METRICS, alignment_metrics
-from .score_tables import (
-    KEYS_LISTED,
-    PREDICTION_COLUMNS,
-    REFERENCE_COLUMNS,
-    ScoreTable,
-    join_tables,
-    read_score_table,
-    text_table,
-)
+from .score_tables import KEYS_LISTED, ScoreTable, join_tables, read_score_table, text_table
 
 ENSEMBLE = "ensemble"
 # Metrics for which the terminal shows what a system adds; the JSON has all.

@@ -10,25 +10,13 @@ import numpy as np
 from tqdm import tqdm
 
 from .. import __version__
+from ..data.columns import PREDICTION_COLUMNS, RATING_COLUMNS, REFERENCE_COLUMNS, SOURCE_COLUMNS
 from .listeners import listeners_ceiling
 from .metrics import alignment_metrics
 from .resampling import bootstrap_intervals
-from .score_tables import (
-    KEYS_LISTED,
-    PREDICTION_COLUMNS,
-    REFERENCE_COLUMNS,
-    Key,
-    ScoreTable,
-    common_keys,
-    join_tables,
-    merge_as_official,
-    read_score_table,
-)
+from .score_tables import KEYS_LISTED, Key, ScoreTable, common_keys, join_tables, merge_as_official, read_score_table
 
-# Columns that name where a clip comes from; the challenge's second edition has the generator as `model_id`.
-GROUP_COLUMNS = ("source", "model_id")
 MAX_GROUPS = 100
-RATING_COLUMNS = ("score", "11-point semantic-alignment score", "rating")
 RATINGS_COLUMN = "ratings"
 BAND_EDGES = tuple(range(11))
 
@@ -169,7 +157,7 @@ def group_rows(pairs: EvaluationPairs, columns: Sequence[str] | None = None) -> 
 
     Args:
         pairs (`EvaluationPairs`): The pairs.
-        columns (`Sequence[str]`, *optional*): Columns to group by, by default those of `GROUP_COLUMNS` that are there
+        columns (`Sequence[str]`, *optional*): Columns to group by, by default those of `SOURCE_COLUMNS` that are there
             and have 2 to 100 values.
 
     Returns:
@@ -180,7 +168,7 @@ def group_rows(pairs: EvaluationPairs, columns: Sequence[str] | None = None) -> 
         ValueError: A column that was asked for is not there, or has more than 100 values.
     """
     groups: dict[str, dict[str, np.ndarray]] = {}
-    for column in GROUP_COLUMNS if columns is None else columns:
+    for column in SOURCE_COLUMNS if columns is None else columns:
         values = np.array([str(row.get(column)) for row in pairs.rows])
         names = np.unique(values)
         if columns is not None and (column not in pairs.rows[0] or len(names) > MAX_GROUPS):

@@ -9,17 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..data.columns import AUDIO_COLUMNS, TEXT_COLUMNS, find_column
+from ..data.columns import AUDIO_COLUMNS, PREDICTION_COLUMNS, TEXT_COLUMNS, find_column
 from ..data.tables import read_table
 
-# The first of these that a table has is taken. In the challenge, README files and data files differ in spelling.
-PREDICTION_COLUMNS = ("pred_score", "prediction_score", "score")
-REFERENCE_COLUMNS = (
-    "average_score",
-    "average_semantic_alignement_score",
-    "average_semantic_alignment_score",
-    "score",
-)
 ID_COLUMN = "id"
 STATUS_COLUMN = "status"
 # Keys that a message lists before it says only how many there are.

@@ -13,10 +13,9 @@ from typing import Any
 
 import yaml
 
-from ..data.columns import AUDIO_COLUMNS, SCORE_RANGE, find_column
+from ..data.columns import AUDIO_COLUMNS, PREDICTION_COLUMNS, SCORE_RANGE, find_column
 from ..data.files import write_whole
 from ..data.tables import read_table
-from .score_tables import PREDICTION_COLUMNS
 
 NUM_TEST_CLIPS = 3000
 # The header that the official script reads.
