@@ -188,7 +188,7 @@ def test_json_lines_folders_and_splits(tmp_path, out):
 
 
 MALFORMED = {
-    "columns": ("file,words\na.wav,Rain\n", "no column audio or file_name"),
+    "columns": ("file,words\na.wav,Rain\n", "no column wav_file_name"),
     "text column": ("audio,words\na.wav,Rain\n", "no column text or caption; it has audio, words"),
     "ragged": ("audio,text\na.wav,Rain, then wind\n", "line 2: 3 fields, but the header has 2"),
     "short": ("audio,text\na.wav\n", "line 2: 1 fields"),
