@@ -9,8 +9,6 @@ from scipy.optimize import lsq_linear
 
 from modeling_xacle.evaluation.ensemble import (
     FITTED_METHODS,
-    SVR_COST,
-    SVR_EPSILON,
     Judged,
     combine,
     ensemble,
@@ -107,32 +105,11 @@ def test_nnls_solves_its_problem():
     assert fitted.weights[2] == 0
 
 
-def test_svr_is_at_its_optimum():
-    """Complementary slackness: who is inside the tube has no coefficient, who is outside has the largest."""
-    scores, ratings = simulate(200)
-    fitted = fit_svr(scores, ratings)
-    residuals = ratings - fitted.predict(scores)
-    coefficients = np.zeros(200)
-    standardised = ((scores.T - fitted.means) / fitted.scales)[:, None]
-    rows = np.argmin(np.abs(standardised - fitted.vectors).sum(axis=2), axis=0)  # (N, V, S) -> (V,)
-    coefficients[rows] = fitted.coefficients
-    assert np.abs(coefficients).max() <= SVR_COST
-    slack = 0.05
-    assert coefficients[residuals > SVR_EPSILON + slack] == pytest.approx(SVR_COST)
-    assert coefficients[residuals < -SVR_EPSILON - slack] == pytest.approx(-SVR_COST)
-    assert np.abs(coefficients[np.abs(residuals) < SVR_EPSILON - slack]).max(initial=0) < 1e-6
-
-
 def test_svr_follows_a_curve_that_a_line_cannot():
     (scores, ratings), (others, truth) = simulate(400, (0.3,)), simulate(400, (0.3,), seed=1)
     ratings, truth = np.abs(ratings - 5), np.abs(truth - 5)
     assert correlation(fit_svr(scores, ratings).predict(others), truth) > 0.5
     assert abs(correlation(fit_nnls(scores, ratings).predict(others), truth)) < 0.3
-
-
-def test_svr_refuses_more_pairs_than_its_kernel_has_room_for():
-    with pytest.raises(ValueError, match="at most 10000 pairs to fit on, got 10001; use nnls"):
-        fit_svr(np.zeros((1, 10_001)), np.zeros(10_001))
 
 
 def test_folds_never_share_a_clip():

@@ -9,6 +9,7 @@ import re
 
 import numpy as np
 import pytest
+import scipy.stats
 import soundfile
 from matplotlib.image import imread
 
@@ -301,7 +302,7 @@ def test_groups_by_request(small, tmp_path, xacle):
 def test_too_many_groups():
     rows = [{"source": str(row)} for row in range(150)]
     values = np.arange(150.0)
-    pairs = EvaluationPairs("p", "r", values, values, ("id",), [(str(row),) for row in range(150)], rows, {})
+    pairs = EvaluationPairs("p", "r", values, values, ("id",), [(str(row),) for row in range(150)], rows, {}, {})
     assert group_rows(pairs) == {}
     with pytest.raises(ValueError, match="cannot group by source, it has 150 values"):
         group_rows(pairs, ["source"])
@@ -340,8 +341,10 @@ def test_bands_count_everything_once():
     assert [(band["low"], band["high"], band["N"]) for band in bands] == [(0, 1, 3), (1, 2, 1), (9, 10, 3)]
     assert all(band["bias"] == band["MAE"] == band["RMSE"] == pytest.approx(1) for band in bands)
     [band] = score_bands(np.array([1.0, 4.0]), np.array([2.5, 2.5]))
-    found = [band[name] for name in ("bias", "MAE", "RMSE", "bias_error")]
-    assert found == pytest.approx([0, 1.5, 1.5, 1.5])
+    assert [band[name] for name in ("bias", "MAE", "RMSE")] == pytest.approx([0, 1.5, 1.5])
+    expected = scipy.stats.ttest_1samp([-1.5, 1.5], 0).confidence_interval()
+    assert band["bias_interval"] == pytest.approx(tuple(expected))
+    assert score_bands(np.array([1.0]), np.array([2.5]))[0]["bias_interval"] is None
 
 
 def test_columns_of_the_predictions_go_with_their_own_pairs(small, tmp_path):

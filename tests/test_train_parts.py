@@ -95,12 +95,6 @@ def test_the_targets_are_the_words_of_all_captions_of_a_clip(index):
         functions["choose_words"](clips, 3)
 
 
-def test_average_precision():
-    scores = np.array([0.9, 0.1, 0.8, 0.3])
-    matches = np.array([True, False, False, True])
-    assert functions["average_precision"](scores, matches) == pytest.approx((1 / 1 + 2 / 3) / 2)
-
-
 def test_the_tokenizer_adds_nothing_and_loses_nothing(trained):
     tokenizer = AutoTokenizer.from_pretrained(trained["folder"] / "llm")
     ids = tokenizer("We hear RAIN — 雨")["input_ids"]

@@ -23,6 +23,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from sklearn.metrics import average_precision_score, roc_auc_score
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from train_teacher import BF16_HELP, read_split, training_arguments
@@ -41,7 +42,6 @@ from modeling_xacle.configuration_xacle import BeatsConfig
 from modeling_xacle.data.files import is_free, replace_folder, unfinished_folder
 from modeling_xacle.data.pairs import load_pairs
 from modeling_xacle.feature_extraction_xacle import XacleFeatureExtractor
-from modeling_xacle.judges.clap import separation_auc
 from modeling_xacle.judges.embeddings import PairIndex
 from modeling_xacle.modeling_beats import BeatsForAudioClassification, BeatsModel
 from modeling_xacle.speed import fast_forms
@@ -205,15 +205,6 @@ def train(model: PreTrainedModel, dataset: Any, collator: Any, folder: Path, **s
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-def average_precision(scores: np.ndarray, matches: np.ndarray) -> float:
-    """
-    Mean, over the matches, of the part of matches among all that score at least as high; earlier ones first in a tie.
-    Both arrays have the shape `(num_clips,)`.
-    """
-    ordered = matches[np.argsort(-scores, kind="stable")]
-    return float((np.cumsum(ordered) / np.arange(1, len(ordered) + 1))[ordered].mean())
-
-
 @torch.inference_mode()
 def word_figures(model: BeatsForAudioClassification, clips: LabelledClips, batch_size: int) -> dict[str, float]:
     """AUC and average precision of finding a word's clips, both as means over the words that some clips have."""
@@ -225,8 +216,8 @@ def word_figures(model: BeatsForAudioClassification, clips: LabelledClips, batch
     return {
         "clips": len(clips),
         "words": len(tested),
-        "AUC": float(np.mean([separation_auc(column[match], column[~match]) for column, match in columns])),
-        "mAP": float(np.mean([average_precision(column, match) for column, match in columns])),
+        "AUC": float(np.mean([roc_auc_score(match, column) for column, match in columns])),
+        "mAP": float(np.mean([average_precision_score(match, column) for column, match in columns])),
     }
 
 

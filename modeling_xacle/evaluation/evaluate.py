@@ -13,7 +13,7 @@ from .. import __version__
 from ..data.columns import PREDICTION_COLUMNS, RATING_COLUMNS, REFERENCE_COLUMNS, SOURCE_COLUMNS
 from .listeners import listeners_ceiling
 from .metrics import alignment_metrics
-from .resampling import bootstrap_intervals
+from .resampling import bootstrap_intervals, mean_interval
 from .score_tables import KEYS_LISTED, Key, ScoreTable, common_keys, join_tables, merge_as_official, read_score_table
 
 MAX_GROUPS = 100
@@ -35,6 +35,7 @@ class EvaluationPairs(NamedTuple):
         rows (`list[dict[str, Any]]` of length N): Columns of both tables; where they share one, the reference's.
         dropped (`dict[str, int]`): Rows that are not among them: `missing`, `extra` and `multiplied` (more rather than
             fewer) by the official merge, and `without_score`.
+        columns (`dict[str, str]`): Of the scores, in the `prediction` and in the `reference`.
     """
 
     prediction: str
@@ -45,6 +46,7 @@ class EvaluationPairs(NamedTuple):
     keys: list[Key]
     rows: list[dict[str, Any]]
     dropped: dict[str, int]
+    columns: dict[str, str]
 
 
 def read_pairs(
@@ -86,6 +88,7 @@ def read_pairs(
         [truth.keys[others[index]] for index in used],
         [{**table.rows[rows[index]], **truth.rows[others[index]]} for index in used],
         dropped,
+        {"prediction": table.score_column, "reference": truth.score_column},
     )
 
 
@@ -190,21 +193,20 @@ def score_bands(predictions: np.ndarray, references: np.ndarray) -> list[dict[st
         references (`np.ndarray` of shape `(N,)`): Mean ratings.
 
     Returns:
-        For each band that has pairs: `low`, `high`, `N`, `bias` (mean of prediction less reference), `bias_error` (its
-        standard error, 0 for a single pair), `MAE` and `RMSE`.
+        For each band that has pairs: `low`, `high`, `N`, `bias` (mean of prediction less reference), `bias_interval`
+        (its 95 % t interval, `None` for a single pair), `MAE` and `RMSE`.
     """
     bands = np.digitize(references, BAND_EDGES[1:-1])
     result = []
     for band in np.unique(bands).tolist():
         errors = (predictions - references)[bands == band]
-        spread = errors.std(ddof=1) if len(errors) > 1 else 0.0
         result.append(
             {
                 "low": BAND_EDGES[band],
                 "high": BAND_EDGES[band + 1],
                 "N": len(errors),
                 "bias": float(errors.mean()),
-                "bias_error": float(spread / np.sqrt(len(errors))),
+                "bias_interval": mean_interval(errors),
                 "MAE": float(np.abs(errors).mean()),
                 "RMSE": float(np.sqrt((errors**2).mean())),
             }
@@ -282,7 +284,7 @@ def evaluate_pairs(
         `dict`: `metrics` and `intervals` of all pairs; `groups`, the same for each group of each column;
         `leave_one_out`, `metrics` of all pairs but those of a group; `bands` as of `score_bands`; `calibration_line`;
         `listeners` as of `listeners_ceiling` with `share_of_ceiling`, or `None`; and what they were computed from and
-        how.
+        how, `columns` and `scorer` among it.
     """
     bootstrap = {"num_resamples": num_resamples, "confidence": confidence, "seed": seed}
     groups = group_rows(pairs, group_columns)
@@ -290,6 +292,8 @@ def evaluate_pairs(
     return {
         "prediction": pairs.prediction,
         "reference": pairs.reference,
+        "columns": {**pairs.columns, "key": list(pairs.key_columns)},
+        "scorer": scorer_of(pairs),
         "dropped": pairs.dropped,
         **overall,
         "groups": {column: _measure_groups(pairs, of, column, bootstrap) for column, of in groups.items()},
@@ -300,6 +304,20 @@ def evaluate_pairs(
         "bootstrap": bootstrap,
         "version": __version__,
     }
+
+
+def scorer_of(pairs: EvaluationPairs) -> dict[str, str | None] | None:
+    """
+    `model`, `revision` and `signature` of what gave the predictions, as the sidecar of `xacle score` or a column
+    `signature` tells it; `None` if nothing does.
+    """
+    sidecar = Path(f"{pairs.prediction}.json")
+    told = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.is_file() else {}
+    signatures = {str(row["signature"]) for row in pairs.rows if row.get("signature")}
+    if "signature" not in told and not signatures:
+        return None
+    signature = " and ".join(sorted(signatures)) or told["signature"]
+    return {"model": told.get("model"), "revision": told.get("revision"), "signature": signature}
 
 
 def worst_pairs(pairs: EvaluationPairs, count: int) -> list[int]:

@@ -6,13 +6,15 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
+from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from scipy.ndimage import gaussian_filter
 
 from .calibrate import ScoreCalibration
 from .metrics import SHOWN_METRICS
+from .resampling import mean_interval
 
 STYLE = {
     "font.size": 9,
@@ -32,9 +34,10 @@ BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
 DOTS_PER_INCH = 200
 DENSITY_CELLS = 80
 RELIABILITY_BINS = 10
-RESIDUAL_BINS = 20
-# Half the width of a 95 % interval, in standard errors.
-NORMAL_95 = 1.96
+PAIRS_PER_BIN = 10  # of residuals, and at most 20 bins
+# From green to dark violet: the yellow end of the map can hardly be seen on white.
+DENSITY_COLOURS = ListedColormap(colormaps["viridis_r"](np.linspace(0.3, 1, 256)))
+POINT_INK = 6000  # points squared, for all points together
 NAME_LENGTH = 28
 # Height of a line of the legend, of that of the axis.
 LEGEND_ROOM = 0.14
@@ -98,12 +101,13 @@ def draw_scatter(predictions: np.ndarray, references: np.ndarray, evaluation: Ma
     y_limits = _limits(predictions, references) if same_scale else _limits(references)
     margin = 0.05 * np.ptp(predictions) or 0.5
     x_limits = y_limits if same_scale else (predictions.min() - margin, predictions.max() + margin)
-    with styled_figure(3.6, 3.4) as (figure, axes):
+    with styled_figure(4.2, 3.9) as (figure, axes):
         density = _densities(predictions, references, [x_limits, y_limits])
+        density /= density.max()
         order = density.argsort()
-        axes.scatter(
-            predictions[order], references[order], c=density[order], s=6, cmap="viridis_r", lw=0, rasterized=True
-        )
+        style = {"cmap": DENSITY_COLOURS, "s": np.clip(POINT_INK / len(order), 5, 30), "lw": 0, "rasterized": True}
+        points = axes.scatter(predictions[order], references[order], c=density[order], vmin=0, vmax=1, **style)
+        figure.colorbar(points, ax=axes, label="pairs near, of the most", shrink=0.8)
         if same_scale:
             axes.plot(x_limits, y_limits, color=GREY, lw=0.8, ls="--", label="identity")
             axes.set_aspect("equal")
@@ -114,31 +118,33 @@ def draw_scatter(predictions: np.ndarray, references: np.ndarray, evaluation: Ma
         title = f"SRCC {metrics['SRCC']:.3f}   LCC {metrics['LCC']:.3f}   MSE {metrics['MSE']:.2f}   N {metrics['N']}"
         axes.set(xlim=x_limits, ylim=y_limits, title=title)
         axes.set(xlabel="predicted score", ylabel="listeners' mean score")
-        if same_scale:
-            axes.legend(loc="upper left")
-        elif evaluation["calibration_line"]:
-            _legend_above(axes)
+        if axes.get_lines():
+            figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
 def draw_residuals(predictions: np.ndarray, references: np.ndarray) -> Figure:
     """
-    Prediction less listeners' mean: against the prediction, with means of equal shares of the pairs, and as a
-    histogram.
+    Prediction less listeners' mean: against the prediction, with means of equal shares of the pairs and their 95 % t
+    intervals, and as a histogram.
 
     Args:
         predictions (`np.ndarray` of shape `(N,)`), references (`np.ndarray` of shape `(N,)`): The pairs.
     """
     residuals = predictions - references
     with styled_figure(6.6, 2.8, columns=2) as (figure, (left, right)):
-        left.scatter(predictions, residuals, s=5, color=BLUE, alpha=0.25, lw=0, rasterized=True)
-        bins = np.array_split(predictions.argsort(kind="stable"), min(RESIDUAL_BINS, len(predictions)))
-        means = np.array([(predictions[rows].mean(), residuals[rows].mean()) for rows in bins])
-        left.plot(*means.T, color=ORANGE, lw=1.6, marker="o", ms=3, label=f"means of {len(bins)} equal shares")
+        size = np.clip(POINT_INK / len(residuals), 5, 30)
+        left.scatter(predictions, residuals, s=size, color=BLUE, alpha=0.25, lw=0, rasterized=True)
+        bins = np.array_split(predictions.argsort(kind="stable"), np.clip(len(predictions) // PAIRS_PER_BIN, 1, 20))
+        means = [residuals[rows].mean() for rows in bins]
+        margins = _margins(means, [mean_interval(residuals[rows]) for rows in bins])
+        label = f"means of {len(bins)} equal shares, 95 % interval"
+        where = [predictions[rows].mean() for rows in bins]
+        left.errorbar(where, means, yerr=margins, color=ORANGE, lw=1.4, fmt="-o", ms=3, capsize=2, label=label)
         left.axhline(0, color=GREY, lw=0.8, ls="--")
         left.set(xlabel="predicted score", ylabel="prediction - listeners' mean")
         _legend_above(left)
-        right.hist(residuals, bins=40, color=BLUE, alpha=0.8)
+        right.hist(residuals, bins=int(np.clip(2 * np.sqrt(len(residuals)), 5, 40)), color=BLUE, alpha=0.8)
         right.axvline(residuals.mean(), color=ORANGE, lw=1.6, label=f"mean {residuals.mean():.2f}")
         right.axvline(0, color=GREY, lw=0.8, ls="--")
         right.set(xlabel="prediction - listeners' mean", ylabel="pairs")
@@ -147,7 +153,14 @@ def draw_residuals(predictions: np.ndarray, references: np.ndarray) -> Figure:
     return figure
 
 
-def draw_bands(bands: Sequence[Mapping[str, float]]) -> Figure:
+def _margins(values: Sequence[float], intervals: Sequence[tuple[float, float] | None]) -> np.ndarray:
+    """How far each interval reaches below and above its value, nothing where there is none: (2, N)"""
+    ends = [(value, value) if ends is None else ends for value, ends in zip(values, intervals, strict=True)]
+    low, high = np.array(ends).T
+    return np.clip([values - low, high - values], 0, None)
+
+
+def draw_bands(bands: Sequence[Mapping[str, Any]]) -> Figure:
     """
     Mean error with its 95 % interval, and root mean square error, by the listeners' mean.
 
@@ -155,21 +168,18 @@ def draw_bands(bands: Sequence[Mapping[str, float]]) -> Figure:
         bands (`Sequence`): Of `score_bands`.
     """
     names = [f"{band['low']} to {band['high']}\nn={band['N']}" for band in bands]
-    places = np.arange(len(bands))
+    names = [name if band["bias_interval"] else f"{name}\nno interval" for name, band in zip(names, bands, strict=True)]
+    places, biases = np.arange(len(bands)), [band["bias"] for band in bands]
     with styled_figure(max(3.0, 0.55 * len(bands) + 1), 2.8) as (figure, axes):
         axes.bar(places, [band["RMSE"] for band in bands], width=0.7, color=BLUE, alpha=0.3, label="RMSE")
-        margins = [NORMAL_95 * band["bias_error"] for band in bands]
-        axes.errorbar(
-            places,
-            [band["bias"] for band in bands],
-            yerr=margins,
-            fmt="o",
-            ms=4,
-            color=ORANGE,
-            capsize=2,
-            label="mean error, 95 % interval",
-        )
+        margins = _margins(biases, [band["bias_interval"] for band in bands])
+        style = {"fmt": "o", "ms": 4, "color": ORANGE, "capsize": 2}
+        axes.errorbar(places, biases, yerr=margins, label="mean error, 95 % interval", **style)
         axes.axhline(0, color=GREY, lw=0.8)
+        # The interval of two pairs may be as wide as the scale: it may leave the axes.
+        largest = max(0.5, *(band["RMSE"] for band in bands))
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, -2 * largest), min(high, 2 * largest))
         axes.set_xticks(places, names, fontsize=7)
         axes.set(xlabel="listeners' mean score", ylabel="error in points")
         _legend_above(axes, ncols=2)
@@ -195,16 +205,15 @@ def draw_groups(column: str, groups: Mapping[str, Mapping[str, Any]], evaluation
     with styled_figure(6.6, 1.1 + 0.27 * len(measured), columns=2) as (figure, both):
         for axes, metric in zip(both, SHOWN_METRICS, strict=True):
             values = np.array([group["metrics"][metric] for _, group in measured])
-            ends = np.array([group["intervals"][metric] for _, group in measured]).reshape(-1, 2).T
             axes.barh(places, values, height=0.65, color=BLUE, alpha=0.35)
-            margins = np.clip([values - ends[0], ends[1] - values], 0, None)
+            margins = _margins(values, [group["intervals"][metric] for _, group in measured])
             axes.errorbar(values, places, xerr=margins, fmt="o", ms=3.5, color=BLUE, capsize=2, lw=1)
             axes.axvline(evaluation["metrics"][metric], color=ORANGE, lw=1.2, ls="--", label="all pairs")
             axes.set(xlabel=metric, ylim=(-0.6, len(measured) - 0.4))
             axes.grid(axis="x")
         names = [f"{_shortened(name)} (n={group['N']})" for name, group in measured]
-        both[0].set_yticks(places, names)
-        both[0].set_ylabel(column)
+        both[0].set_yticks(places, names, parse_math=False)  # names may have a "$"
+        both[0].set_ylabel(column, parse_math=False)
         both[1].set_yticks([])
         figure.get_layout_engine().set(wspace=0.06)
         figure.legend(*both[0].get_legend_handles_labels(), loc="outside upper right")
@@ -215,7 +224,7 @@ def _reliability(predictions: np.ndarray, references: np.ndarray) -> np.ndarray:
     """Of equal shares of the pairs, mean prediction, mean reference, and half its 95 % interval: (3, num_shares)"""
     shares = np.array_split(predictions.argsort(kind="stable"), max(1, min(RELIABILITY_BINS, len(predictions) // 2)))
     means = [(predictions[rows].mean(), references[rows].mean()) for rows in shares]
-    margins = [NORMAL_95 * references[rows].std(ddof=1) / np.sqrt(len(rows)) for rows in shares]
+    margins = _margins([mean for _, mean in means], [mean_interval(references[rows]) for rows in shares])[0]
     return np.array([*zip(*means, strict=True), margins])
 
 

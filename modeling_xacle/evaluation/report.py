@@ -2,15 +2,16 @@
 
 import base64
 import csv
-import html
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO, StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import soundfile
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
 
 from ..data.columns import AUDIO_COLUMNS, TEXT_COLUMNS
 from ..data.files import whole_folder
@@ -33,39 +34,14 @@ SAMPLING_RATE = 16000
 AUDIO_SECONDS = 10.0
 # Of all sounds in a page together; in base64 they are a third larger.
 MAX_AUDIO_BYTES = 8 * 2**20
+CSS_INCH = 100  # pixels of a page for an inch of a figure
 
 CAPTIONS = {
-    "scatter": "Predictions against the means of the listeners; yellow is sparse, dark is dense.",
-    "residuals": "Errors by the predicted score, and their distribution.",
+    "scatter": "Predictions against the listeners' means; the darker, the more pairs are near.",
+    "residuals": "Errors by the predicted score, with means of equal shares of the pairs, and their distribution.",
     "bands": "Errors by the listeners' mean: a system that shrinks to the middle is too high on the left, too low on "
     "the right.",
 }
-PAGE_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 62rem; margin: 2rem auto;
-  padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .6rem 0; }
-th, td { padding: .25rem .8rem .25rem 0; text-align: right; border-bottom: 1px solid #e2e2e2; vertical-align: top; }
-th { font-weight: 600; border-bottom: 1px solid #888; }
-th.text, td.text { text-align: left; max-width: 22rem; overflow-wrap: anywhere; }
-figure { margin: 1rem 0; } figure img { max-width: 100%; height: auto; } figcaption, .note { color: #555; }
-.pictures { display: flex; flex-wrap: wrap; gap: 1.5rem; align-items: flex-start; }
-.scroll { overflow-x: auto; } audio { width: 15rem; height: 2rem; }
-"""
-
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-{body}
-</body>
-</html>
-"""
 
 
 def _number(value: float | None) -> str:
@@ -73,7 +49,7 @@ def _number(value: float | None) -> str:
 
 
 def _interval(ends: Sequence[float] | None) -> str:
-    return "-" if ends is None else f"{ends[0]:.4f} to {ends[1]:.4f}"
+    return "no interval" if ends is None else f"{ends[0]:.4f} to {ends[1]:.4f}"
 
 
 def _metric_rows(measured: Mapping[str, Any]) -> list[list[str]]:
@@ -153,37 +129,16 @@ def _groups_csv(evaluation: Mapping[str, Any]) -> str:
 # The page
 
 
-class _Html(str):
-    """Text that is HTML already."""
+class Picture(NamedTuple):
+    """A drawn figure as files, and how wide it is shown, in CSS pixels."""
 
-
-def _html_table(header: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> str:
-    """A table whose first columns hold words and the others numbers."""
-
-    def table_row(cells: Sequence[str], tag: str) -> str:
-        """One line of the table, of `th` or `td`."""
-        kinds = [' class="text"' if place < text_columns else "" for place in range(len(cells))]
-        inner = [cell if isinstance(cell, _Html) else html.escape(cell) for cell in cells]
-        return "<tr>" + "".join(f"<{tag}{k}>{c}</{tag}>" for k, c in zip(kinds, inner, strict=True)) + "</tr>"
-
-    lines = [table_row(header, "th"), *(table_row(row, "td") for row in rows)]
-    return '<div class="scroll"><table>\n' + "\n".join(lines) + "\n</table></div>"
+    png: bytes
+    pdf: bytes
+    width: int
 
 
 def _data_uri(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _picture(png: bytes, caption: str) -> str:
-    caption = html.escape(caption)
-    return f'<figure><img width="{_width(png)}" src="{_data_uri(png, "image/png")}" alt="{caption}">' + (
-        f"<figcaption>{caption}</figcaption></figure>"
-    )
-
-
-def _width(png: bytes) -> int:
-    """Width of a PNG on a screen, at half of its pixels."""
-    return int.from_bytes(png[16:20], "big") // 2
 
 
 def find_audio(row: Mapping[str, Any], table: str, audio_dir: str | Path | None) -> Path | None:
@@ -212,29 +167,28 @@ def _players(pairs: EvaluationPairs, places: Sequence[int], audio_dir: str | Pat
         file = BytesIO()
         soundfile.write(file, waveform.numpy(), SAMPLING_RATE, format="FLAC", subtype="PCM_16")
         room -= len(file.getvalue())
-        source = _data_uri(file.getvalue(), "audio/flac")
-        player = _Html(f'<audio controls preload="metadata" src="{source}"></audio>')
-        yield player if room >= 0 else "left out, the page is full"
+        player = Markup('<audio controls preload="metadata" src="{}"></audio>')
+        yield player.format(_data_uri(file.getvalue(), "audio/flac")) if room >= 0 else "left out, the page is full"
 
 
-def _worst_table(pairs: EvaluationPairs, count: int, audio_dir: str | Path | None) -> str:
+def _worst(pairs: EvaluationPairs, count: int, audio_dir: str | Path | None) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the pairs with the largest errors; with a column of players if there is any sound."""
     places = worst_pairs(pairs, count)
     players = list(_players(pairs, places, audio_dir))
-    has_sound = any(isinstance(player, _Html) for player in players)
+    has_sound = any(isinstance(player, Markup) for player in players)
     rows = []
     for place, player in zip(places, players, strict=True):
         text = next((str(pairs.rows[place][name]) for name in TEXT_COLUMNS if pairs.rows[place].get(name)), "")
         prediction, reference = pairs.predictions[place], pairs.references[place]
         numbers = [f"{prediction:.2f}", f"{reference:.2f}", f"{prediction - reference:+.2f}"]
         rows.append([" | ".join(pairs.keys[place]), text, *numbers, *([player] if has_sound else [])])
-    header = ["pair", "caption", "predicted", "listeners", "error", *(["sound"] if has_sound else [])]
-    return _html_table(header, rows, text_columns=2)
+    return ["pair", "caption", "predicted", "listeners", "error", *(["sound"] if has_sound else [])], rows
 
 
 def html_report(
     pairs: EvaluationPairs,
     evaluation: Mapping[str, Any],
-    pictures: Mapping[str, bytes],
+    pictures: Mapping[str, Picture],
     audio_dir: str | Path | None = None,
     num_worst: int = 20,
 ) -> str:
@@ -244,38 +198,33 @@ def html_report(
     Args:
         pairs (`EvaluationPairs`): What was evaluated.
         evaluation (`Mapping`): What `evaluate_pairs` gave.
-        pictures (`Mapping[str, bytes]`): PNG files by name.
+        pictures (`Mapping[str, Picture]`): What `draw_all` gave.
         audio_dir (`str` or `Path`, *optional*): Where the sounds are, by default beside the reference table.
         num_worst (`int`): How many pairs with large errors to show.
     """
-    title = f"{Path(pairs.prediction).name} against {Path(pairs.reference).name}"
-    notes = [*dropped_notes(pairs), *([listeners_sentence(evaluation["listeners"])] if evaluation["listeners"] else [])]
-    bootstrap = evaluation["bootstrap"]
-    body = [
-        f"<h1>{html.escape(title)}</h1>",
-        _html_table(["metric", "value", _interval_header(evaluation)], _metric_rows(evaluation)),
-        *(f"<p>{html.escape(note)}</p>" for note in notes),
-        '<div class="pictures">',
-        *(_picture(png, CAPTIONS[name]) for name, png in pictures.items() if name in CAPTIONS),
-        "</div>",
-        *(_group_section(evaluation, column, pictures[_group_file(column)]) for column in evaluation["groups"]),
-        f"<h2>The {min(num_worst, len(pairs.keys))} largest errors</h2>",
-        _worst_table(pairs, num_worst, audio_dir),
-        f'<p class="note">Intervals: percentile bootstrap over pairs, {bootstrap["num_resamples"]:,} resamples, seed '
-        f"{bootstrap['seed']}; the listeners' own noise is not in them. Made with modeling-xacle "
-        f"{evaluation['version']}.</p>",
-    ]
-    return PAGE.format(title=html.escape(title), style=PAGE_STYLE, body="\n".join(body))
-
-
-def _group_section(evaluation: Mapping[str, Any], column: str, picture: bytes) -> str:
-    """Heading, picture and table of the groups of a column."""
-    return "\n".join(
-        [
-            f"<h2>By {html.escape(column)}</h2>",
-            _picture(picture, f"Each {column} with its interval; dashed: all pairs."),
-            _html_table(_group_header(evaluation, column), _group_rows(evaluation, column)),
-        ]
+    templates = Environment(loader=PackageLoader(__package__), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    templates.filters["data_uri"] = _data_uri
+    listeners = evaluation["listeners"]
+    worst_header, worst = _worst(pairs, num_worst, audio_dir)
+    groups = {
+        column: {
+            "picture": pictures[_group_file(column)],
+            "header": _group_header(evaluation, column),
+            "rows": _group_rows(evaluation, column),
+        }
+        for column in evaluation["groups"]
+    }
+    return templates.get_template("report.html.jinja").render(
+        title=f"{Path(pairs.prediction).name} against {Path(pairs.reference).name}",
+        evaluation=evaluation,
+        interval=_interval_header(evaluation),
+        metrics=_metric_rows(evaluation),
+        notes=[*dropped_notes(pairs), *([listeners_sentence(listeners)] if listeners else [])],
+        captions=CAPTIONS,
+        pictures=pictures,
+        groups=groups,
+        worst_header=worst_header,
+        worst=worst,
     )
 
 
@@ -287,8 +236,8 @@ def _group_file(column: str) -> str:
     return "groups_" + re.sub(r"\W", "_", column)
 
 
-def draw_all(pairs: EvaluationPairs, evaluation: Mapping[str, Any]) -> dict[str, dict[str, bytes]]:
-    """The pictures by name, each as `png` and as `pdf`."""
+def draw_all(pairs: EvaluationPairs, evaluation: Mapping[str, Any]) -> dict[str, Picture]:
+    """The pictures by name."""
     figures = {
         "scatter": draw_scatter(pairs.predictions, pairs.references, evaluation),
         "residuals": draw_residuals(pairs.predictions, pairs.references),
@@ -296,7 +245,10 @@ def draw_all(pairs: EvaluationPairs, evaluation: Mapping[str, Any]) -> dict[str,
     }
     for column, groups in evaluation["groups"].items():
         figures[_group_file(column)] = draw_groups(column, groups, evaluation)
-    return {name: {kind: figure_bytes(figure, kind) for kind in ("png", "pdf")} for name, figure in figures.items()}
+    return {
+        name: Picture(figure_bytes(figure), figure_bytes(figure, "pdf"), round(CSS_INCH * figure.get_figwidth()))
+        for name, figure in figures.items()
+    }
 
 
 def check_report_folder(output: str | Path) -> None:
@@ -337,12 +289,12 @@ def write_report(
     check_report_folder(output)
     output = Path(output).absolute()
     pictures = draw_all(pairs, evaluation)
-    page = html_report(pairs, evaluation, {name: of["png"] for name, of in pictures.items()}, audio_dir, num_worst)
+    page = html_report(pairs, evaluation, pictures, audio_dir, num_worst)
     files = {REPORT_FILE: page.encode(), METRICS_FILE: (json.dumps(evaluation, indent=2) + "\n").encode()}
     files[OFFICIAL_FILE] = official_csv(evaluation["metrics"]).encode()
     if evaluation["groups"]:
         files[GROUPS_FILE] = _groups_csv(evaluation).encode()
-    files |= {f"{name}.{kind}": content for name, kinds in pictures.items() for kind, content in kinds.items()}
+    files |= {f"{name}.{kind}": getattr(of, kind) for name, of in pictures.items() for kind in ("png", "pdf")}
     with whole_folder(output) as partial:
         for name, content in files.items():
             (partial / name).write_bytes(content)

@@ -5,7 +5,7 @@ from typing import NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import rankdata
+from scipy.stats import rankdata, t
 
 from .metrics import METRICS, checked_columns, is_constant, official_metrics, pearson
 
@@ -13,6 +13,14 @@ from .metrics import METRICS, checked_columns, is_constant, official_metrics, pe
 CHUNK_ELEMENTS = 2**20
 # Differences are rounded to these decimals: an affine map of a system would move its LCC, by rounding errors alone.
 DIFFERENCE_DECIMALS = 12
+
+
+def mean_interval(values: np.ndarray) -> tuple[float, float] | None:
+    """The 95 % t interval of a mean of values `(N,)`; `None` of fewer than two."""
+    if len(values) < 2:
+        return None
+    margin = float(t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+    return float(values.mean()) - margin, float(values.mean()) + margin
 
 
 def resample_indices(num_pairs: int, num_resamples: int, seed: int) -> Iterator[np.ndarray]:

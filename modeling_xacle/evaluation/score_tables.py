@@ -31,6 +31,7 @@ class ScoreTable:
         keys (`list[tuple[str, ...]]` of length N): Their values, sounds without a leading "/".
         scores (`np.ndarray` of shape `(N,)`): float64; NaN where the table has "nan", or an error as `status`.
         rows (`list[dict[str, Any]]` of length N): All columns as read, of an embedded sound the path only.
+        score_column (`str`): The column of the scores.
     """
 
     path: str
@@ -38,6 +39,7 @@ class ScoreTable:
     keys: list[Key]
     scores: np.ndarray
     rows: list[dict[str, Any]]
+    score_column: str = ""
 
 
 class MergedScores(NamedTuple):
@@ -91,7 +93,7 @@ def read_score_table(
         scores.append(_score(row, score_column, f"{path}, line {line}"))
         rows.append({name: _without_bytes(value) for name, value in row.items()})
     key_columns = tuple(_default_key(columns, rows, path) if key_columns is None else key_columns)
-    return ScoreTable(path, key_columns, _keys(rows, key_columns), np.array(scores), rows)
+    return ScoreTable(path, key_columns, _keys(rows, key_columns), np.array(scores), rows, score_column)
 
 
 def _without_bytes(value: Any) -> Any:
