@@ -391,13 +391,12 @@ def rows_by_case(results):
     return {row["case"]: row for section in results["fp32"]["sections"].values() for row in section["rows"]}
 
 
-def test_the_documents_tell_the_speed_of_every_processor(speed):
+def test_the_document_tells_the_speed_of_every_processor(speed):
     report = speed.speed_report
     assert report.result_files(RESULT_FILES[0].parent) == RESULT_FILES
     table = report.summary(RESULT_FILES[0].parent)
     assert len(table.splitlines()) == 2 + len(RESULT_FILES) + 1  # and the one that was measured elsewhere
-    for document in report.DOCUMENTS:
-        assert list(report.tables_of(document.read_text())) == [table], document
+    assert list(report.tables_of(report.DOCUMENT.read_text())) == [table]
 
 
 def test_the_page_of_a_processor_tells_its_figures(measured, speed):

@@ -29,7 +29,7 @@ from gpu_steps import STEPS, Settings
 from machines import ROOT, code_digest, describe, file_stem
 from run import CODE as MEASURING_CODE
 from run import DTYPES, RESULTS, Device
-from speed_report import update_documents, write_pages
+from speed_report import update_document, write_pages
 
 from modeling_xacle.data.files import write_json
 
@@ -85,7 +85,7 @@ def gather(output: Path, results: Path, settings: Settings) -> None:
     write_json(file, {"machine": machine, **columns, "checks": found})
     write_pages(results)
     if results == RESULTS:
-        update_documents(results)
+        update_document(results)
     typer.echo(f"All steps are finished: {file}")
 
 

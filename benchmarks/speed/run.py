@@ -7,8 +7,8 @@ What a user pays: time and memory of each part at published size, with random we
     python benchmarks/speed/run.py --smoke -o /tmp/smoke
 
 measures on the CPU in fp32, and in bf16 where it has instructions for that; with `--device cuda` on a GPU, in both.
-Each processor has a file of its own in results/speed, with a page and a picture; the tables of README.md and
-benchmarks/README.md list them all. What was measured with this very code is not measured again, so that a run that was
+Each processor has a file of its own in results/speed, with a page and a picture; the table of docs/speed.md lists them
+all. What was measured with this very code is not measured again, so that a run that was
 interrupted goes on; `--again` measures it anew.
 """
 
@@ -27,7 +27,7 @@ from machines import code_digest, describe, file_stem
 from measuring import BANDWIDTH_BYTES, REPETITIONS, compare, read_bandwidth
 from operations import Product, encoder_products, language_model_products, projector_products, total, weight_bytes
 from scale import measure_tables
-from speed_report import machine_page, update_documents, write_pages
+from speed_report import machine_page, update_document, write_pages
 from workbench import Workbench, forms_of_layers
 
 from modeling_xacle.data.files import write_json
@@ -173,7 +173,7 @@ def main(
     write_json(file, results)
     write_pages(output)
     if output == RESULTS:
-        update_documents(output)
+        update_document(output)
     typer.echo(machine_page(results))
 
 

@@ -5,16 +5,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from machines import in_words
 from matplotlib.figure import Figure
 
 from modeling_xacle.data.files import write_whole
 from modeling_xacle.data.tables import markdown_table
-from modeling_xacle.evaluation.figures import BLUE, GREY, ORANGE, figure_bytes, styled_figure
+from modeling_xacle.evaluation.figures import BLUE, GREY, figure_bytes, styled_figure
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = (ROOT / "README.md", ROOT / "benchmarks" / "README.md")
+DOCUMENT = ROOT / "docs/speed.md"
 DTYPES = ("fp32", "bf16")
 GIGA = 1e9
 # Figures of processors that somebody else measured, in the words of the table.
@@ -124,22 +123,20 @@ def machine_page(results: dict[str, Any]) -> str:
 
 
 def draw_speed(results: dict[str, Any]) -> Figure:
-    """Our time in fp32 and the other's for each case, with the arithmetic limit."""
-    rows = rows_of(results, "fp32")[::-1]
-    places = np.arange(len(rows))
-    with styled_figure(6.6, 1.2 + 0.26 * len(rows)) as (figure, axes):
-        for offset, name, label, color in (
-            (0.2, "ours", "ours", BLUE),
-            (-0.2, "reference", "what it is compared with", ORANGE),
-        ):
-            seconds = [row[name]["seconds"] / row["items"] if name in row else np.nan for row in rows]
-            axes.barh(places + offset, seconds, height=0.38, color=color, alpha=0.8, label=label)
-        limits = [row["limit"] / row["items"] if "limit" in row else np.nan for row in rows]
-        axes.plot(limits, places, "|", color=GREY, ms=11, mew=1.5, label="arithmetic limit")
-        axes.set_yticks(places, [row["case"] for row in rows])
-        axes.set(xscale="log", xlabel="seconds per clip, pair or caption")
-        axes.grid(axis="x")
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    """For each case in fp32, how many times as fast we are as what it is compared with, and our share of the limit."""
+    rows = [row for row in rows_of(results, "fp32") if "ratio" in row or "of the limit" in row][::-1]
+    panels = {
+        "times as fast as what it is compared with": ("ratio", 1),
+        "share of the arithmetic limit": ("of the limit", 1),
+    }
+    with styled_figure(7.2, 1.0 + 0.24 * len(rows), columns=2) as (figure, both):
+        for axes, (label, (key, line)) in zip(both, panels.items(), strict=True):
+            values = [row.get(key, 0) for row in rows]
+            bars = axes.barh(range(len(rows)), values, height=0.7, color=BLUE, alpha=0.6)
+            axes.bar_label(bars, [f"{value:.2f}" if value else "" for value in values], padding=2, fontsize=7)
+            axes.axvline(line, color=GREY, lw=0.8, ls="--")
+            axes.set(xlabel=label, yticks=[])
+        both[0].set_yticks(range(len(rows)), [row["case"] for row in rows])
     return figure
 
 
@@ -192,10 +189,9 @@ def tables_of(text: str) -> Iterator[str]:
             yield block.rstrip("\n")
 
 
-def update_documents(folder: Path) -> None:
-    """Put the table of all processors where the documents have it."""
-    for document in DOCUMENTS:
-        text = document.read_text(encoding="utf-8")
-        for table in tables_of(text):
-            text = text.replace(table, summary(folder))
-        write_whole(document, text)
+def update_document(folder: Path) -> None:
+    """Put the table of all processors where the document has it."""
+    text = DOCUMENT.read_text(encoding="utf-8")
+    for table in tables_of(text):
+        text = text.replace(table, summary(folder))
+    write_whole(DOCUMENT, text)

@@ -1,4 +1,4 @@
-"""Every command and every example of the README is run, with the fixtures in the place of what has to be downloaded."""
+"""Every command and example of README and guides is run, with fixtures in the place of what has to be downloaded."""
 
 import re
 import runpy
@@ -12,12 +12,16 @@ from conftest import EXPECTED, PARITY
 from test_clap import save_teacher
 from transformers import pipeline
 
+import modeling_xacle
 import run_stage
+from modeling_xacle import checkpoints, data, evaluation, judges, scoring, training
 from modeling_xacle.cli.main import app, main
 from modeling_xacle.data.pairs import load_pairs, make_dataset, save_dataset
 
 ROOT = PARITY.parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+GUIDES = {name: (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("score", "judge", "models")}
+GUIDES |= {name: (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("datasets", "train")}
 STAND_INS = {
     "Atotti/xacle-tmu-2026": str(PARITY),
     "Qwen/Qwen2.5-0.5B-Instruct": str(PARITY / "llm"),
@@ -26,9 +30,9 @@ STAND_INS = {
 }
 
 
-def blocks(language):
-    """Fenced blocks of a language, with stand-ins for downloads."""
-    found = re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language, text):
+    """Fenced blocks of a language in a text, with stand-ins for downloads."""
+    found = re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
     for name, stand_in in STAND_INS.items():
         found = [block.replace(name, stand_in) for block in found]
     return found
@@ -56,17 +60,46 @@ def folder(tmp_path, monkeypatch, model_folder):
 
 def test_python_examples_run_one_after_another(folder):
     namespace = {}
-    for block in blocks("python"):
+    for block in blocks("python", GUIDES["score"]):
         exec(block, namespace)
     assert namespace["output"].scores.shape == (2,)
 
 
-def test_commands(folder, monkeypatch, capsys):
-    commands = [
-        shlex.split(line) for block in blocks("bash") for line in block.splitlines() if line.startswith("xacle ")
-    ]
-    assert {command[1] for command in commands} == {command.name for command in app.registered_commands} | {"convert"}
-    for command in commands:
+def test_the_first_example_runs_as_printed(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    [block] = blocks("python", README)
+    namespace = {}
+    exec(block, namespace)
+    told = re.search(r"# \{'score': ([\d.]+)\.\.\.\}", block)[1]
+    [example] = re.findall(r"^align\((.*?)\)  # \{'score'", block, re.MULTILINE)
+    assert str(eval(f"align({example})", namespace)["score"]).startswith(told)
+
+
+def test_the_first_command_prints_what_the_readme_shows(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    line = next(line for line in README.splitlines() if line.startswith("pip install . && "))
+    monkeypatch.setattr(sys, "argv", shlex.split(line.split(" && ")[1]))
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().out == blocks("text", README)[0]
+
+
+def commands_of(*texts):
+    """The `xacle` commands of texts, in order."""
+    lines = [line for text in texts for block in blocks("bash", text) for line in block.splitlines()]
+    return [shlex.split(line) for line in lines if line.startswith("xacle ")]
+
+
+def test_the_guides_show_every_command():
+    shown = {command[1] for command in commands_of(*GUIDES.values())}
+    assert shown == {command.name for command in app.registered_commands} | {"convert"}
+
+
+@pytest.mark.parametrize(
+    "text", [GUIDES["score"], GUIDES["judge"], GUIDES["models"], README], ids=lambda text: text[:9]
+)
+def test_commands(text, folder, monkeypatch, capsys):
+    for command in commands_of(text):
         if command[-2:] == ["-o", "xacle-tmu"]:
             shutil.rmtree(folder / "xacle-tmu")
         monkeypatch.setattr(sys, "argv", command)
@@ -75,7 +108,6 @@ def test_commands(folder, monkeypatch, capsys):
         captured = capsys.readouterr()
         assert exit.value.code == 0, captured.err
         assert captured.out.strip(), command
-    assert {"scores.csv", "beats", "runs"} <= {path.name for path in folder.iterdir()}
 
 
 def make_corpora(folder):
@@ -101,7 +133,7 @@ SMALLER = {
 
 def test_dataset_commands(folder, monkeypatch, capsys):
     make_corpora(folder)
-    lines = "".join(blocks("bash")).replace("\\\n", " ").splitlines()
+    lines = "".join(blocks("bash", GUIDES["datasets"])).splitlines()
     commands = [shlex.split(line) for line in lines if line.startswith("python dataset_scripts/")]
     monkeypatch.syspath_prepend(str(ROOT / "dataset_scripts/synthetic"))
     for _, script, *arguments in commands:
@@ -121,8 +153,9 @@ def test_dataset_commands(folder, monkeypatch, capsys):
 
 def test_training_commands(folder, monkeypatch, capsys):
     """The three stages in a row on a few pairs, each as the README starts it but for the launcher."""
-    lines = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("accelerate launch")]
+    lines = [line for block in blocks("bash", GUIDES["train"]) for line in block.splitlines() if "run_stage.py" in line]
     assert len(lines) == 4
+    assert [line for block in blocks("bash", README) for line in block.splitlines() if "run_stage" in line] == lines[:3]
     rows = [
         {
             "id": str(number),
@@ -146,12 +179,42 @@ def test_training_commands(folder, monkeypatch, capsys):
 def test_setup_commands_are_the_two_that_ci_runs():
     commands = re.findall(r"^pip install .*", README, re.MULTILINE)
     assert len(commands) == 2
-    assert "xacle score --audio tests/fixtures" in commands[0]
+    assert "xacle score --audio docs/sounds/dog.flac" in commands[0]
     assert "pytest" in commands[1]
 
 
-def test_file_tree_names_every_file():
-    tree = README.split("## What is where")[1]
-    folders = ("modeling_xacle", "dataset_scripts", "benchmarks")
-    for path in [path for folder in folders for path in ROOT.glob(f"{folder}/*.py")]:
-        assert path.name in tree or path.name == "__init__.py", path.name
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_and_paths_lead_somewhere(document):
+    text = document.read_text(encoding="utf-8")
+    links = [link.split("#")[0] for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+    scripts = re.findall(r"\b(?:python|launch) ((?:dataset_scripts|benchmarks)/[\w/]+\.py)", text)
+    assert all((document.parent / link).exists() for link in links), links
+    assert all((ROOT / script).is_file() for script in scripts), scripts
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) < 170
+
+
+def test_the_reference_lists_every_public_name():
+    """`docs/api.md` is made of what the rooms show."""
+    reference = (ROOT / "docs/api.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^::: modeling_xacle\.(?:\w+\.)+(\w+)$", reference, re.MULTILINE))
+    rooms = [modeling_xacle, checkpoints, data, evaluation, judges, scoring, training]
+    assert listed == {name for room in rooms for name in room.__all__ if not name.isupper()}
+
+
+def test_contributing_names_files_that_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for path in re.findall(r"`((?:\w+/)*\w+\.(?:py|jinja|html\.jinja))`", text):
+        assert any((folder / path).exists() for folder in (ROOT, ROOT / "modeling_xacle")), path
+    for room in modeling_xacle_rooms():
+        assert f"  {room}/" in text
+
+
+def modeling_xacle_rooms():
+    """Names of the folders of code."""
+    return [path.parent.name for path in (ROOT / "modeling_xacle").glob("*/__init__.py")]
