@@ -6,7 +6,7 @@ import tempfile
 # Before torch is imported. The parity features were computed with AVX2 kernels; Kaldi's log-mel has bins near its
 # floor where the rounding of other instruction sets shows (AVX-512: up to 6e-3 in 0.2 % of the bins, 5e-6 in scores).
 os.environ.setdefault("ATEN_CPU_CAPABILITY", "avx2")
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="xacle-tests-")  # the user's own cache stays as it is
 
@@ -27,7 +27,10 @@ from transformers import AutoModel, AutoProcessor, pipeline
 from modeling_xacle.checkpoints.conversion_tmu import convert_tmu
 from modeling_xacle.cli.main import main
 
-PARITY = Path(__file__).parent / "fixtures" / "parity"
+pytest_plugins = ["stage_runs"]  # its fixtures
+
+ROOT = Path(__file__).parents[1]
+PARITY = ROOT / "tests/fixtures/parity"
 EXPECTED = json.loads((PARITY / "expected.json").read_text())
 SAMPLING_RATE = 16000
 

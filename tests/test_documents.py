@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import EXPECTED, PARITY
-from test_clap import save_teacher
+from conftest import EXPECTED, PARITY, ROOT
+from teachers import save_teacher
 from transformers import pipeline
 
 import modeling_xacle
@@ -18,7 +18,6 @@ from modeling_xacle import checkpoints, data, evaluation, judges, scoring, train
 from modeling_xacle.cli.main import app, main
 from modeling_xacle.data.pairs import load_pairs, make_dataset, save_dataset
 
-ROOT = PARITY.parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 GUIDES = {name: (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("score", "judge", "models")}
 GUIDES |= {name: (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("datasets", "train")}

@@ -7,14 +7,13 @@ import shlex
 import sys
 
 import pytest
-from conftest import PARITY
+from conftest import ROOT
 
 import run_stage
 from modeling_xacle.cli.main import main
 from modeling_xacle.data.pairs import load_pairs
 from modeling_xacle.data.tables import read_table
 
-ROOT = PARITY.parents[2]
 WALK = (ROOT / "docs" / "walk.md").read_text(encoding="utf-8")
 
 # The last of an option that is given twice counts.

@@ -34,7 +34,7 @@ from speed_report import update_document, write_pages
 from modeling_xacle.data.files import write_json
 
 CODE = (*MEASURING_CODE, "benchmarks/speed/gpu_steps.py", "dataset_scripts/synthetic/*.py", "run_stage.py")
-CODE += ("accelerate_configs/fsdp2.yaml", "tests/test_gpu.py", "tests/conftest.py")
+CODE += ("accelerate_configs/fsdp2.yaml", "tests/speed/test_gpu.py", "tests/conftest.py")
 LIMIT_SECONDS = 9 * 60
 NO_GPU = "No GPU that PyTorch can use; `--device cpu --smoke` tries the steps on the CPU."
 Step = StrEnum("Step", [*STEPS])

@@ -60,7 +60,7 @@ def use_fp32() -> None:
 
 def run_tests(settings: Settings) -> dict[str, Any]:
     """The tests marked `gpu`."""
-    files = [file for file in sorted((ROOT / "tests").glob("test_*.py")) if "mark.gpu" in file.read_text()]
+    files = [file for file in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in file.read_text()]
     chosen = ["-k", SMALL_TESTS] if settings.small else []
     plain = ["-o", "addopts=--strict-markers", "-p", "no:cacheprovider"]
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", *plain, *map(str, files), *chosen]

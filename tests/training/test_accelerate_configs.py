@@ -1,12 +1,11 @@
 """The files of `accelerate_configs/`: Accelerate reads them, and they tell of hardware alone."""
 
-from pathlib import Path
-
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from conftest import ROOT
 
-FOLDER = Path(__file__).parents[1] / "accelerate_configs"
+FOLDER = ROOT / "accelerate_configs"
 DISTRIBUTED_TYPES = {
     "cpu": "NO",
     "cpu_2_processes": "MULTI_GPU",  # which starts processes on CPUs too

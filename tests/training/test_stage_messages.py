@@ -14,8 +14,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import ROOT
 from safetensors.torch import save_file
-from test_training import ROOT, SUBPROCESS_SECONDS, command, every, pairs  # noqa: F401
+from stage_runs import SUBPROCESS_SECONDS, command, every
 
 import run_stage
 from modeling_xacle.data.files import saving
@@ -24,8 +25,6 @@ from modeling_xacle.training import progress
 from modeling_xacle.training.recipes import StageArguments
 from modeling_xacle.training.run import load_splits, tell_stop
 from modeling_xacle.training.trainers import StageTrainer
-
-# ruff: noqa: F811
 
 
 @pytest.fixture(scope="module")

@@ -9,14 +9,14 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import PARITY
+from conftest import PARITY, ROOT
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from modeling_xacle import installation
 from modeling_xacle.feature_extraction_xacle import audio_engine
 from modeling_xacle.scoring import diagnostics
 
-SETUP = PARITY.parents[2] / "setup.cfg"
+SETUP = ROOT / "setup.cfg"
 
 
 @pytest.fixture(scope="module")

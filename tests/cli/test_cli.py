@@ -9,7 +9,7 @@ import sys
 from importlib.metadata import entry_points
 
 import pytest
-from conftest import EXPECTED, PARITY
+from conftest import EXPECTED, PARITY, ROOT
 
 from modeling_xacle import __version__
 
@@ -187,7 +187,7 @@ finally:
 )
 def test_help_and_mistakes_do_not_wait_for_pytorch(arguments, code, words):
     command = [sys.executable, "-c", AS_INSTALLED, *arguments]
-    environment = os.environ | {"COLUMNS": "200", "PYTHONPATH": str(PARITY.parents[2])}
+    environment = os.environ | {"COLUMNS": "200", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
     assert "AssertionError" not in done.stderr
     assert done.returncode == code, done.stderr

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import run_script
-from test_clap import SAMPLING_RATE, make_clip, save_teacher
+from conftest import ROOT, run_script
+from teachers import SAMPLING_RATE, make_clip, save_teacher
 
 from modeling_xacle.data.pairs import check_rows, load_pairs, make_dataset, save_dataset
 from modeling_xacle.judges.clap import ClapTeacher, separation_auc
 
-SCRIPT = Path(__file__).parents[1] / "dataset_scripts" / "label_with_clap.py"
+SCRIPT = ROOT / "dataset_scripts" / "label_with_clap.py"
 REPOSITORY = SCRIPT.parents[1]
 SUBJECTS = ["a dog", "the dog", "a bell", "rain", "a loud bell", "the loud dog", "a quiet dog", "the bell", "the rain"]
 VERBS = ["barks", "falls", "rings", "barks twice", "rings and falls"]

@@ -2,13 +2,12 @@
 
 import re
 import runpy
-from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import run_script
+from conftest import ROOT, run_script
 from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForLanguageModeling
 
 from modeling_xacle.checkpoints.building import init_model
@@ -16,7 +15,7 @@ from modeling_xacle.checkpoints.conversion import load_beats
 from modeling_xacle.data.pairs import make_dataset, save_dataset
 from modeling_xacle.feature_extraction_xacle import XacleFeatureExtractor
 
-FOLDER = Path(__file__).parents[1] / "dataset_scripts/synthetic"
+FOLDER = ROOT / "dataset_scripts/synthetic"
 SCRIPT = FOLDER / "train_parts.py"
 SAMPLING_RATE = 16000
 KINDS = ["low tone", "high tone", "noise", "clicks"]

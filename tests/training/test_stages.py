@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 import torch
-from conftest import PARITY
+from conftest import PARITY, ROOT
 from safetensors.torch import load_file
+from stage_runs import SUBPROCESS_SECONDS, TRAIN, command, every
 from transformers import AutoModelForMultimodalLM, TrainerCallback, pipeline
 
 import run_stage
@@ -28,53 +28,6 @@ from modeling_xacle.training.freezing import alignment_model, choose_trained
 from modeling_xacle.training.recipes import parse_arguments
 from modeling_xacle.training.resuming import total_batch_size, train
 from modeling_xacle.training.run import check_lists, check_processes, load_splits, load_start, make_trainer
-
-ROOT = Path(__file__).parents[1]
-WORDS = ("rain", "wind", "a dog", "a bell", "an owl", "waves")
-TRAIN, VALIDATION = 24, 10
-SUBPROCESS_SECONDS = 240
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory):
-    """A dataset with labels that serves every stage: 24 rows to train on, 10 to validate."""
-    folder = tmp_path_factory.mktemp("pairs")
-    generator = np.random.default_rng(0)
-    rows = []
-    for number in range(TRAIN + VALIDATION):
-        path = folder / f"{number}.wav"
-        soundfile.write(path, 0.3 * np.sin(np.arange(16000) * 0.01 * (1 + number)) * generator.random(16000), 16000)
-        label = float(generator.uniform(-1, 1))
-        text = f"The sound of {WORDS[number % len(WORDS)]} {number}"
-        row = {"id": str(number), "audio": str(path), "text": text, "label": label, "score": 5 * (label + 1)}
-        rows.append({**row, "is_negative": number % 3 == 0})
-    splits = {"train": make_dataset(rows[:TRAIN]), "validation": make_dataset(rows[TRAIN:])}
-    save_dataset(splits, folder / "dataset")
-    return folder / "dataset"
-
-
-@pytest.fixture(scope="module")
-def steady_folder(model_folder, tmp_path_factory):
-    """The model without dropout, whose draws differ between runs of different shape."""
-    folder = tmp_path_factory.mktemp("steady") / "model"
-    model = XacleModel.from_pretrained(model_folder)
-    model.config.projector_dropout = model.config.score_head_dropout = 0.0
-    model.save_pretrained(folder)
-    for name in ("processor_config.json", "tokenizer.json", "tokenizer_config.json"):
-        (folder / name).write_bytes((model_folder / name).read_bytes())
-    return folder
-
-
-def command(stage, pairs, model, output, *more):
-    """Arguments of a short run."""
-    settings = {"stage": stage, "data": pairs, "model": model, "output_dir": output, "num_train_epochs": 2}
-    settings |= {"per_device_train_batch_size": 8, "learning_rate": 1e-3, "report_to": "none", "use_cpu": True}
-    return [*(str(part) for name, value in settings.items() for part in (f"--{name}", value)), *map(str, more)]
-
-
-def every(steps):
-    """Evaluate and save after so many steps."""
-    return ["--eval_strategy", "steps", "--save_strategy", "steps", "--eval_steps", steps, "--save_steps", steps]
 
 
 def weights(folder):

@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 import torch
-from conftest import PARITY, SAMPLING_RATE
-from test_clap import CAPTIONS, make_clip, save_teacher
+from conftest import PARITY, ROOT, SAMPLING_RATE
+from teachers import CAPTIONS, make_clip, save_teacher
 from transformers import ByT5Tokenizer
 
 from modeling_xacle.checkpoints import fingerprints
@@ -41,7 +41,6 @@ from modeling_xacle.scoring.options import TableOptions
 from modeling_xacle.scoring.scorer import load_scorer, scorer_settings, scorer_signature
 from modeling_xacle.scoring.table import describe, score_pending, score_table
 
-ROOT = Path(__file__).parents[1]
 TEXTS = ["beep", "A dog barks", "Rain falls, while a man speaks", "a bell"]
 SECONDS = 120  # longest wait for a process
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from conftest import run_script
+from conftest import ROOT, run_script
 
 from modeling_xacle.data.pairs import check_rows, load_pairs
 
-SCRIPT = Path(__file__).parents[1] / "dataset_scripts" / "prepare_aac.py"
+SCRIPT = ROOT / "dataset_scripts" / "prepare_aac.py"
 AUDIOCAPS_HEADER = ["audiocap_id", "youtube_id", "start_time", "caption"]
 
 

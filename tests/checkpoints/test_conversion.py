@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PARITY
+from conftest import PARITY, ROOT
 from huggingface_hub import ModelCard
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
@@ -336,7 +336,7 @@ def test_hub_id(tmp_path):
     command = ["convert", "tmu", "Atotti/xacle-tmu-2026", *parts]
     code = "import sys; from modeling_xacle.cli import main; sys.argv[0] = 'xacle'; main()"
     environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
-    subprocess.run([sys.executable, "-c", code, *command], check=True, env=environment, cwd=PARITY.parents[2])
+    subprocess.run([sys.executable, "-c", code, *command], check=True, env=environment, cwd=ROOT)
     assert AutoModel.from_pretrained(tmp_path / "out").config.training_stage == 3
 
 
@@ -349,7 +349,7 @@ def test_converted_folder_is_complete(model_folder):
     assert ModelCard.load(model_folder / "README.md").data.license == "cc-by-nc-4.0"
     text = (model_folder / "config.json").read_text()
     assert "AudioTextAlignmentPipeline" in text
-    assert str(Path(__file__).parents[1]) not in text
+    assert str(ROOT) not in text
 
 
 def test_untrained_model_keeps_the_pretrained_parts(tmp_path):

@@ -3,20 +3,19 @@
 import re
 import runpy
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import run_script
+from conftest import ROOT, run_script
 from torch.nn.functional import cross_entropy
 from transformers import AutoModel, AutoProcessor
 
 from modeling_xacle.data.pairs import load_pairs, make_dataset, save_dataset
 from modeling_xacle.judges.clap import ClapTeacher, separation_auc
 
-SCRIPT = Path(__file__).parents[1] / "dataset_scripts/synthetic/train_teacher.py"
+SCRIPT = ROOT / "dataset_scripts/synthetic/train_teacher.py"
 SAMPLING_RATE = 16000
 KINDS = ["a low tone", "a high tone", "noise", "clicks"]
 functions = runpy.run_path(str(SCRIPT))

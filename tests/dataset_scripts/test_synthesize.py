@@ -20,11 +20,12 @@ import soundfile
 import sounds
 import synthesize
 import words
+from conftest import ROOT
 
 from modeling_xacle import XacleFeatureExtractor
 from modeling_xacle.data.pairs import check_rows, load_pairs
 
-SCRIPTS = Path(__file__).parents[1] / "dataset_scripts/synthetic"
+SCRIPTS = ROOT / "dataset_scripts/synthetic"
 
 CLIPS, RATED = 10, {"train": 6, "validation": 4, "development": 4, "test": 6}
 SIZES = ["--clips", "10", *(part for split, size in RATED.items() for part in (f"--rated-{split}", str(size)))]

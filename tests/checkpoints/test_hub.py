@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import soundfile
-from conftest import EXPECTED, PARITY
+from conftest import EXPECTED, PARITY, ROOT
 from hub_server import TOKEN, HubServer
 from huggingface_hub import DatasetCard, ModelCard
 from transformers import pipeline
@@ -17,7 +17,6 @@ from transformers import pipeline
 from modeling_xacle.data.pairs import make_dataset, save_dataset
 from modeling_xacle.scoring.diagnostics import model_info
 
-ROOT = PARITY.parents[2]
 CLIP = str(PARITY / "wav" / "b_16k_3s.wav")
 SCORE = next(
     pair["score_0_10"] for pair in EXPECTED["pairs"] if (pair["wav"], pair["text"]) == ("b_16k_3s.wav", "beep")

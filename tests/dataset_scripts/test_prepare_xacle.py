@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from conftest import run_script
+from conftest import ROOT, run_script
 
 from modeling_xacle.data.pairs import check_rows, load_pairs
 
-SCRIPT = Path(__file__).parents[1] / "dataset_scripts" / "prepare_xacle.py"
+SCRIPT = ROOT / "dataset_scripts" / "prepare_xacle.py"
 NAMES = [f"{number:05d}.wav" for number in range(4)]
 RATINGS = {
     "00000.wav": [("L1", 10), ("L2", 9), ("L3", 8), ("L4", 10)],

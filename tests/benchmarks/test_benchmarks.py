@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import typer
-from conftest import EXPECTED, PARITY, run_script
+from conftest import EXPECTED, PARITY, ROOT, run_script
 from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import pipeline
@@ -26,8 +26,6 @@ from modeling_xacle.evaluation.metrics import alignment_metrics
 from modeling_xacle.evaluation.resampling import resample_indices
 from modeling_xacle.speed import forms
 from modeling_xacle.training.recipes import parse_arguments
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")

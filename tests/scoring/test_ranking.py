@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import PARITY
 from PIL import Image
-from test_clap import save_teacher
+from teachers import save_teacher
 
 from modeling_xacle.data.tables import FORMATS, read_table
 from modeling_xacle.scoring import ranking
