@@ -133,7 +133,7 @@ def test_strict_stops_at_the_first_bad_row(tmp_path, xacle):
         (
             ("file", "text"),
             ("a.wav", "b"),
-            "no column wav_file_name or wave_file_name or audio or path; it has file, text",
+            "no column wav_file_name or wave_file_name or audio or file_name or path; it has file, text",
         ),
         (("audio", "words"), ("a.wav", "b"), "no column text or caption"),
         (("audio", "text", "score"), ("a.wav", "b", 5), "already has the column score"),
