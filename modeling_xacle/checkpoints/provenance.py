@@ -14,6 +14,7 @@ CARD = "README.md"
 UNKNOWN = "unknown"
 UNNAMED = "a dataset without a name"
 TMU_SOURCE, TMU_LICENCE = "Atotti/xacle-tmu-2026", "cc-by-nc-4.0"
+TMU_TEMPLATE = Path(__file__).parent / "templates/tmu_card.md.jinja"
 # What a source's name begins with, without its folder and in lower case -> its licence, by the Hub's name for it.
 LICENCES = {
     r"beats_iter\d": "mit",
@@ -77,27 +78,6 @@ def dataset_name(name_or_path: str | Path) -> str:
     return card.data.pretty_name or (title[1].strip() if title else UNNAMED)
 
 
-TMU_TEXT = """# {name}
-
-Predicts how well a sound matches a caption, from 0 (not at all) to 10 (exactly): the TMU system of the XACLE challenge,
-converted by modeling-xacle from `{source}`.
-
-```python
-from transformers import pipeline
-
-align = pipeline("audio-text-alignment", model="{name}", trust_remote_code=True)
-align({{"audio": "dog.wav", "text": "A dog barks twice"}})
-```
-
-The published weights, converted or not, may not be used commercially (CC-BY-NC-4.0), nor may what is trained from them.
-They rank pairs but were not trained to hit the 0-10 scale. The BEATs encoder inside is MIT, Qwen2.5-0.5B-Instruct
-Apache-2.0.
-
-*The TMU System for the XACLE Challenge: Training Large Audio Language Models with CLAP Pseudo-Labels*, 2026,
-[arXiv:2602.00604](https://arxiv.org/abs/2602.00604).
-"""
-
-
 def write_tmu_card(folder: Path, source: str | Path) -> None:
     """Write the card of a converted checkpoint of the published system, whose licence binds it."""
     metadata = ModelCardData(
@@ -108,5 +88,6 @@ def write_tmu_card(folder: Path, source: str | Path) -> None:
         base_model=TMU_SOURCE,
         tags=["xacle", "audio", "audio-text-alignment", "arxiv:2602.00604"],
     )
-    text = TMU_TEXT.format(name=folder.name, source=Path(source).name if Path(source).exists() else source)
-    ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{text}").save(folder / CARD)
+    source = Path(source).name if Path(source).exists() else source
+    card = ModelCard.from_template(metadata, template_path=str(TMU_TEMPLATE), name=folder.name, source=source)
+    card.save(folder / CARD)

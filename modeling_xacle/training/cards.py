@@ -23,6 +23,7 @@ from .freezing import alignment_model
 from .recipes import StageArguments
 from .resuming import run_settings
 
+TEMPLATE = Path(__file__).parent / "templates/card.md.jinja"
 CURVES_FILE = "training_curves.png"
 LOG_FILE = "training_log.json"
 SOURCES_SHOWN = 8
@@ -177,88 +178,6 @@ def card_metadata(
     )
 
 
-USE = {
-    True: """from transformers import pipeline
-
-align = pipeline("audio-text-alignment", model="{model}", trust_remote_code=True)
-align({{"audio": "dog.wav", "text": "A dog barks twice"}})""",
-    False: """from transformers import AutoModelForMultimodalLM, AutoProcessor
-
-model = AutoModelForMultimodalLM.from_pretrained("{model}", trust_remote_code=True)
-processor = AutoProcessor.from_pretrained("{model}", trust_remote_code=True)
-processor.batch_decode(model.generate(**processor.prepare_captioning(["dog.wav"])), skip_special_tokens=True)""",
-}
-
-WHAT = {
-    True: "Predicts how well a sound matches a caption, from 0 (not at all) to 10 (exactly).",
-    False: "Writes captions for sounds; it is where the training of a scorer goes on.",
-}
-
-CALIBRATION = """On the split that chose the checkpoint and the calibration: expect a little less on new data. Intervals
-are bootstrap intervals over pairs (95 %). Calibration of the head's output, in label units: scale {scale:.4g}, offset
-{offset:.4g}."""
-
-LIMITS = {
-    True: """Meant for comparing text-to-audio systems, for ranking and for filtering sounds with captions in English.
-Not meant for judging speech or music, for a verdict on one clip alone, or as the reward of a generator whose outputs
-nobody listens to.
-
-Scores are predictions of the mean of a few listeners, whose own noise is large: compare systems by means over hundreds
-of pairs, with intervals. What is outside the training data is unreliable: other languages, clips far from ten seconds,
-generators unlike those that were rated. Rank correlations on synthetic data say nothing about real sounds.""",
-    False: """Meant as the start of a scorer's training; its captions show what was learned and are not for people to
-rely on. Its score head was not trained: its scores are noise.""",
-}
-
-
-TEXT = """# {name}
-
-{what}
-Stage {stage} ({stage_name}) of modeling-xacle {version}: BEATs encoder, SwiGLU projector,
-{decoder} decoder; {parameters:,} parameters.
-
-## Use
-
-```python
-{use}
-```
-
-`trust_remote_code` runs the code in this folder; where `modeling_xacle` is installed and imported, leave it out.
-
-## Data
-
-{dataset}, `{data}`: {train_rows} rows of `{train_split}`, from {sources};
-{validation_rows} rows of `{validation_split}`. Training started from `{start}`.
-
-## Validation
-
-{metrics}
-
-{remark}
-
-![Training curves]({curves})
-
-## Intended use and limits
-
-{limits}
-
-## Licences
-
-What this model may be used for depends on what it was made from; what is unknown here has to be looked up there.
-
-{licences}
-
-## Recipe
-
-{recipe}
-
-## Citation
-
-The method is that of *The TMU System for the XACLE Challenge: Training Large Audio Language Models with CLAP
-Pseudo-Labels*, 2026, [arXiv:2602.00604](https://arxiv.org/abs/2602.00604).
-"""
-
-
 def licence_table(config: XacleConfig, stage: StageArguments) -> str:
     """The parts a model was made from, its data among them, with their licences as far as they are known."""
     start = read_card(stage.model)
@@ -306,36 +225,33 @@ def recipe_settings(stage: StageArguments, args: TrainingArguments) -> dict[str,
     return settings | {name: without_folder(settings[name]) for name in ("model", "data")}
 
 
-def card_text(
+def model_card(
     trainer: Trainer, stage: StageArguments, metrics: Mapping[str, float], intervals: Mapping[str, tuple[float, float]]
-) -> str:
-    """The model card's body, from what the run did and measured."""
-    args, scores = trainer.args, stage.stage > 1
-    model = alignment_model(trainer.model)
-    config = model.config
-    scale, offset = config.calibration_scale, config.calibration_offset
+) -> ModelCard:
+    """The model card, from what the run did and measured."""
+    args, model = trainer.args, alignment_model(trainer.model)
+    config, name = model.config, Path(args.output_dir).name
     settings = recipe_settings(stage, args)
-    return TEXT.format(
-        name=Path(args.output_dir).name,
-        what=WHAT[scores],
-        stage=stage.stage,
+    return ModelCard.from_template(
+        card_metadata(name, stage, config, metrics, intervals),
+        template_path=str(TEMPLATE),
+        name=name,
+        scores=stage.stage > 1,
+        stage=stage,
         stage_name=STAGES[stage.stage],
         version=__version__,
         decoder=config.text_config.model_type,
         parameters=sum(weight.numel() for weight in model.parameters()),
-        use=USE[scores].format(model=(args.push_to_hub and args.hub_model_id) or without_folder(args.output_dir)),
+        model=(args.push_to_hub and args.hub_model_id) or without_folder(args.output_dir),
         dataset=dataset_name(stage.data),
         data=without_folder(stage.data),
-        train_split=stage.train_split,
         train_rows=len(trainer.train_dataset),
         sources=count_sources(trainer),
-        validation_split=stage.validation_split,
         validation_rows=len(trainer.eval_dataset),
         start=without_folder(stage.model),
+        config=config,
         metrics=validation_table(metrics, intervals),
-        remark=CALIBRATION.format(scale=scale, offset=offset) if scores else "On the split that chose the checkpoint.",
         curves=CURVES_FILE,
-        limits=LIMITS[scores],
         licences=licence_table(config, stage),
         recipe=markdown_table([{"setting": name, "value": f"`{value}`"} for name, value in settings.items()]),
     )
@@ -385,7 +301,5 @@ def write_report(trainer: Trainer, stage: StageArguments, metrics: Mapping[str, 
     intervals = validation_intervals(trainer)
     log = {"metrics": dict(metrics), "intervals": intervals, "log": state.log_history}
     write_json(folder / LOG_FILE, log)
-    metadata = card_metadata(folder.name, stage, alignment_model(trainer.model).config, metrics, intervals)
-    text = card_text(trainer, stage, metrics, intervals)
-    ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{text}").save(folder / CARD)
+    model_card(trainer, stage, metrics, intervals).save(folder / CARD)
     return summary(trainer, stage, metrics, intervals)
