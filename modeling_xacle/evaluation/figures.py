@@ -30,7 +30,7 @@ STYLE = {
     "pdf.fonttype": 42,
 }
 # Okabe and Ito (2008): told apart by the colour-blind, and in print.
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"
 DOTS_PER_INCH = 200
 DENSITY_CELLS = 80
 RELIABILITY_BINS = 10
