@@ -25,7 +25,6 @@ from modeling_xacle.training.progress import log_to_stderr
 from modeling_xacle.training.recipes import parse_arguments
 from modeling_xacle.training.resuming import find_run, mark_finished, total_batch_size, train
 from modeling_xacle.training.run import (
-    calibrate,
     check_lists,
     check_processes,
     load_splits,
@@ -34,6 +33,7 @@ from modeling_xacle.training.run import (
     push,
     save_result,
     tell_stop,
+    validate,
 )
 
 
@@ -50,11 +50,9 @@ def main(arguments: list[str] | None = None) -> None:
         trainer = make_trainer(stage, args, choose_trained(model, stage), processor, *splits)
         with fast_forms(trainer.model):
             train(trainer, run.checkpoint)
-            if stage.calibrate:
-                calibrate(trainer)
-            metrics = trainer.evaluate()
+            validation = validate(trainer, stage)
         save_result(trainer, stage)
-        summary = write_report(trainer, stage, metrics)
+        summary = write_report(trainer, stage, *validation)
         mark_finished(args)
         if summary:
             typer.echo(summary)

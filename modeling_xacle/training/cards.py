@@ -7,6 +7,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from matplotlib.figure import Figure
 from transformers import Trainer, TrainingArguments
@@ -73,15 +74,6 @@ def _draw_best(axis: Any, log_history: list[dict[str, float]], key: str, best_st
             axis.legend(fontsize="small")
 
 
-def evaluations_while_training(log_history: list[dict[str, float]]) -> list[dict[str, float]]:
-    """
-    A run's log without its last evaluation, which is of the weights that were kept and of their calibration: at the
-    last epoch it would look like a turn of the curve. A log that has no other evaluation keeps it.
-    """
-    evaluated = [place for place, entry in enumerate(log_history) if "eval_runtime" in entry]
-    return log_history[: evaluated[-1]] if len(evaluated) > 1 else log_history
-
-
 def count_sources(trainer: Trainer) -> str:
     """Which corpora or generators the training rows come from, and how many of each."""
     rows = trainer.train_dataset.rows
@@ -92,15 +84,14 @@ def count_sources(trainer: Trainer) -> str:
     return listed + (f" and {len(counts) - SOURCES_SHOWN} more" if len(counts) > SOURCES_SHOWN else "")
 
 
-def validation_intervals(trainer: Trainer) -> dict[str, tuple[float, float]]:
+def validation_intervals(pairs: tuple[np.ndarray, np.ndarray] | None) -> dict[str, tuple[float, float]]:
     """
-    Bootstrap intervals of the metrics of the last evaluation, under the names of `METRIC_NAMES`; of captioning none,
-    and of so many pairs that they would take long and say little, none either.
+    Bootstrap intervals of the metrics of scores and references `(num_pairs,)`, under the names of `METRIC_NAMES`; of
+    captioning none, and of so many pairs that they would take long and say little, none either.
     """
-    validated = getattr(trainer, "validated", None)
-    if validated is None or len(validated[0]) > MOST_RESAMPLED_PAIRS:
+    if pairs is None or len(pairs[0]) > MOST_RESAMPLED_PAIRS:
         return {}
-    found = bootstrap_intervals(*validated, num_resamples=RESAMPLES, confidence=CONFIDENCE)
+    found = bootstrap_intervals(*pairs, num_resamples=RESAMPLES, confidence=CONFIDENCE)
     return {name.lower(): interval for name, interval in found.items()}
 
 
@@ -281,14 +272,21 @@ def summary(
     return "\n".join([*lines, f"next: {' '.join(following) if stage.stage < max(STAGES) else scoring}"])
 
 
-def write_report(trainer: Trainer, stage: StageArguments, metrics: Mapping[str, float]) -> str:
+def write_report(
+    trainer: Trainer,
+    stage: StageArguments,
+    metrics: Mapping[str, float],
+    pairs: tuple[np.ndarray, np.ndarray] | None = None,
+) -> str:
     """
     Write the curves, the log and the model card to the output folder.
 
     Args:
-        trainer (`Trainer`): After training and a last evaluation, of whose scores the intervals are.
+        trainer (`Trainer`): After training.
         stage (`StageArguments`): What it did.
         metrics (`Mapping`): Of the validation split, with the prefix `eval_`.
+        pairs (`tuple` of two `np.ndarray` of shape `(num_pairs,)`, *optional*): Its scores and references, for the
+            intervals.
 
     Returns:
         The summary for the terminal; "" on all processes but the first.
@@ -296,9 +294,8 @@ def write_report(trainer: Trainer, stage: StageArguments, metrics: Mapping[str, 
     if not trainer.is_world_process_zero():
         return ""
     folder, state = Path(trainer.args.output_dir), trainer.state
-    history = evaluations_while_training(state.log_history)
-    draw_training_curves(history, folder / CURVES_FILE, state.best_global_step)
-    intervals = validation_intervals(trainer)
+    draw_training_curves(state.log_history, folder / CURVES_FILE, state.best_global_step)
+    intervals = validation_intervals(pairs)
     log = {"metrics": dict(metrics), "intervals": intervals, "log": state.log_history}
     write_json(folder / LOG_FILE, log)
     model_card(trainer, stage, metrics, intervals).save(folder / CARD)

@@ -5,7 +5,9 @@ import shutil
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
 from huggingface_hub import HfApi
@@ -15,6 +17,7 @@ from transformers import (
     AutoConfig,
     AutoProcessor,
     EarlyStoppingCallback,
+    EvalPrediction,
     PreTrainedModel,
     PrinterCallback,
     TrainerCallback,
@@ -273,12 +276,36 @@ def make_trainer(
 # The end
 
 
-def calibrate(trainer: PairTrainer) -> None:
-    """Fit the model's scale on the validation split and let its config apply it; the order of scores stays."""
-    found = trainer.predict(trainer.eval_dataset)
-    config = alignment_model(trainer.model).config
+class Validation(NamedTuple):
+    """
+    What the weights of a finished stage give for the validation split.
+
+    Fields:
+        metrics (`dict[str, float]`): With the prefix `eval_`.
+        pairs (`tuple` of two `np.ndarray` of shape `(num_pairs,)`, *optional*): Scores and references of pairs.
+    """
+
+    metrics: dict[str, float]
+    pairs: tuple[np.ndarray, np.ndarray] | None
+
+
+def validate(trainer: StageTrainer, stage: StageArguments) -> Validation:
+    """Validate the weights that were kept, in one pass, and calibrate the model where the stage does."""
+    found = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")
+    if isinstance(trainer, CaptionTrainer):
+        trainer.write_samples()
+        return Validation(found.metrics, None)
+    if stage.calibrate:
+        calibrate(alignment_model(trainer.model).config, found.predictions, found.label_ids)
+    prediction = EvalPrediction(found.predictions, found.label_ids)
+    metrics = {f"eval_{name}": value for name, value in trainer.metrics(prediction).items()}
+    return Validation({**found.metrics, **metrics}, trainer.scores_and_references(prediction))
+
+
+def calibrate(config: XacleConfig, logits: np.ndarray, labels: np.ndarray) -> None:
+    """Fit a scale to logits and labels `(num_pairs,)` and let the config apply it; the order of scores stays."""
     try:
-        config.calibration_scale, config.calibration_offset = fit_calibration(found.predictions, found.label_ids)
+        config.calibration_scale, config.calibration_offset = fit_calibration(logits, labels)
     except ValueError as error:
         logger.warning(f"No calibration: {error}")
         return

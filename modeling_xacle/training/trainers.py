@@ -117,13 +117,9 @@ class PairTrainer(StageTrainer):
 
     Args:
         stage (`StageArguments`): Names the loss and its scope.
-
-    Attributes:
-        validated (`tuple` of two `np.ndarray` of shape `(num_pairs,)`): Scores and references of the last evaluation.
     """
 
     loss_is_scaled_for_ga = False
-    validated: tuple[np.ndarray, np.ndarray] | None = None
 
     def __init__(self, stage: StageArguments, **kwargs: Any):
         super().__init__(compute_metrics=self.metrics, **kwargs)
@@ -198,15 +194,18 @@ class PairTrainer(StageTrainer):
             logits = model(**inputs).logits
         return None, logits, labels
 
-    def metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Official metrics, on the 0-10 scale, of logits and labels `(num_pairs,)` of the whole split."""
+    def scores_and_references(self, prediction: EvalPrediction) -> tuple[np.ndarray, np.ndarray]:
+        """Logits and labels `(num_pairs,)` on the 0-10 scale."""
         config = self.accelerator.unwrap_model(self.model).config
         scores = config.logits_to_scores(prediction.predictions.astype(np.float64))
         references = (prediction.label_ids.astype(np.float64) + 1) * (config.score_max - config.score_min) / 2
         if not np.isfinite(scores).all():
             raise ValueError("The model's scores are not finite: lower --learning_rate.")
-        self.validated = scores, references + config.score_min
-        found = alignment_metrics(*self.validated)
+        return scores, references + config.score_min
+
+    def metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Official metrics of the whole split."""
+        found = alignment_metrics(*self.scores_and_references(prediction))
         return {name.lower(): value for name, value in found.items() if name != "N"}
 
 

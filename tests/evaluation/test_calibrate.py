@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -194,10 +193,9 @@ def test_a_models_scores_become_the_calibrated_ones(applied, model_folder, tmp_p
 def test_what_a_stage_fits_is_applied_even_if_its_start_said_otherwise(model, caplog):
     model.config.apply_calibration = False
     labels = np.array([-0.5, 0.0, 0.5])
-    found = SimpleNamespace(predictions=2 * labels + 1, label_ids=labels)
-    run.calibrate(SimpleNamespace(model=model, eval_dataset=None, predict=lambda rows: found))
+    run.calibrate(model.config, 2 * labels + 1, labels)
     assert model.config.apply_calibration
-    np.testing.assert_allclose(model.config.logits_to_scores(found.predictions), [2.5, 5, 7.5])
+    np.testing.assert_allclose(model.config.logits_to_scores(2 * labels + 1), [2.5, 5, 7.5])
     assert "the fitted calibration is applied" in caplog.text
 
 

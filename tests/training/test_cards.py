@@ -1,7 +1,5 @@
 """The model card's metadata and tables, as the Hub and people read them."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 from huggingface_hub import DatasetCard, ModelCard
@@ -55,13 +53,13 @@ def test_tables(tmp_path):
     assert "| training data | data | unknown |" in licences and str(tmp_path) not in licences
 
 
-def test_intervals_are_of_the_last_evaluation():
+def test_intervals_are_those_of_the_validation_split():
     generator = np.random.default_rng(0)
     validated = generator.normal(size=(2, 40))
-    found = cards.validation_intervals(SimpleNamespace(validated=validated))
+    found = cards.validation_intervals(validated)
     assert found["srcc"] == bootstrap_intervals(*validated, num_resamples=1000)["SRCC"]
-    assert cards.validation_intervals(SimpleNamespace()) == {}
-    assert cards.validation_intervals(SimpleNamespace(validated=np.zeros((2, 10_001)))) == {}
+    assert cards.validation_intervals(None) == {}
+    assert cards.validation_intervals(np.zeros((2, 10_001))) == {}
 
 
 def curves(monkeypatch, tmp_path, log, best_step):
@@ -82,14 +80,6 @@ def test_curves_mark_the_best_checkpoint(monkeypatch, tmp_path):
     assert line.get_xydata().tolist() == [[0, 0.3], [1, 0.5], [2, 0.4]]
     assert star.get_xydata().tolist() == [[1, 0.5]]
     assert axis.get_legend().get_texts()[0].get_text() == "best checkpoint (10)"
-
-
-def test_the_evaluation_of_the_kept_weights_is_no_point_of_the_curve():
-    trained = [{"epoch": n, "eval_mse": 2.0, "eval_runtime": 1.0} for n in (1, 2)]
-    last = {"epoch": 2, "eval_mse": 1.0, "eval_runtime": 1.0}
-    summed = {"epoch": 2, "train_runtime": 9.0}
-    assert cards.evaluations_while_training([*trained, summed, last]) == [*trained, summed]
-    assert cards.evaluations_while_training([summed, last]) == [summed, last]
 
 
 def test_a_dataset_tells_its_licence(tmp_path):
