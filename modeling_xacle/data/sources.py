@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from datasets import Dataset
 
@@ -24,6 +24,21 @@ LOOK_AHEAD_ROWS = 2**16
 LOOK_AHEAD_BYTES = 2**28  # of sounds that the table itself holds
 
 
+class PairRow(NamedTuple):
+    """
+    A row to be scored.
+
+    Fields:
+        number (`int`): Counted from 0.
+        line (`int`): In the table, for messages.
+        caption: A string unless the table is broken.
+    """
+
+    number: int
+    line: int
+    caption: Any
+
+
 @dataclass
 class Clip:
     """
@@ -31,15 +46,11 @@ class Clip:
 
     Fields:
         audio: What `load_waveform` takes, or `None` where the row names no sound.
-        rows (`list[int]`): Numbers of the rows, counted from 0.
-        lines (`list[int]`): Their lines in the table, for messages.
-        captions (list): Their captions, strings unless the table is broken.
+        rows (`list[PairRow]`): At least one.
     """
 
     audio: Any
-    rows: list[int] = field(default_factory=list)
-    lines: list[int] = field(default_factory=list)
-    captions: list[Any] = field(default_factory=list)
+    rows: list[PairRow] = field(default_factory=list)
 
 
 class PairSource:
@@ -139,9 +150,7 @@ class PairSource:
             audio = self.audio(row)
             key = hashlib.sha256(audio["bytes"]).digest() if isinstance(audio, dict) else audio
             clip = clips.setdefault(key, Clip(audio))
-            clip.rows.append(number)
-            clip.lines.append(line)
-            clip.captions.append(row[self.text_column])
+            clip.rows.append(PairRow(number, line, row[self.text_column]))
         return list(clips.values())
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from ..data.columns import AUDIO_COLUMNS, PREDICTION_COLUMNS, TEXT_COLUMNS, find_column
 from ..data.tables import read_table
@@ -206,11 +207,11 @@ def merge_as_official(prediction: ScoreTable, reference: ScoreTable) -> MergedSc
     more than once multiplies. Pairs are in the order of the prediction. Only the "/" before a name is forgiven here.
     """
     keys, reference_keys = common_keys([prediction, reference])
-    places: dict[Key, list[int]] = {}
-    for index, key in enumerate(reference_keys):
-        places.setdefault(key, []).append(index)
-    pairs = [(row, other) for row, key in enumerate(keys) for other in places.get(key, [])]
-    rows, others = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    sides = [
+        pd.DataFrame({"key": own, name: range(len(own))}) for own, name in ((keys, "row"), (reference_keys, "other"))
+    ]
+    pairs = sides[0].merge(sides[1], on="key")
+    rows, others = pairs["row"].to_numpy(), pairs["other"].to_numpy()
     return MergedScores(
         scores=np.stack([prediction.scores[rows], reference.scores[others]]),
         prediction_rows=rows,

@@ -89,8 +89,8 @@ class ClipLoader(Dataset):
 
     def __getitem__(self, place: tuple[int, Clip]) -> tuple[int, Clip, dict[str, Any] | None, list[str | None]]:
         block, clip = place
-        reasons = [self._caption_problem(caption) for caption in clip.captions]
-        captions = [caption for caption, reason in zip(clip.captions, reasons, strict=True) if reason is None]
+        reasons = [self._caption_problem(row.caption) for row in clip.rows]
+        captions = [row.caption for row, reason in zip(clip.rows, reasons, strict=True) if reason is None]
         item = None
         try:
             if clip.audio is None:
@@ -157,12 +157,8 @@ def groups_of(clips: list[Clip], max_clips: int = CLIPS_PER_GROUP) -> Iterator[l
 
 def failed_only(group: list[Clip], failed: set[int]) -> list[Clip]:
     """The clips of a group with no other rows than those that failed."""
-    clips = []
-    for clip in group:
-        kept = [entry for entry in zip(clip.rows, clip.lines, clip.captions, strict=True) if entry[0] in failed]
-        if kept:
-            clips.append(Clip(clip.audio, *map(list, zip(*kept, strict=True))))
-    return clips
+    kept = [Clip(clip.audio, [row for row in clip.rows if row.number in failed]) for clip in group]
+    return [clip for clip in kept if clip.rows]
 
 
 def pending_groups(
@@ -178,7 +174,7 @@ def pending_groups(
         failed = {row for row, record in known.items() if is_failure(record)}
         for group in groups_of(pairs.clips(block), max_clips):
             num_rows = sum(len(clip.rows) for clip in group)
-            if all(row in known for clip in group for row in clip.rows):
+            if all(row.number in known for clip in group for row in clip.rows):
                 group = failed_only(group, failed)
             mine = bool(group) and count % state.num_processes == state.process_index
             count += bool(group)
@@ -199,6 +195,6 @@ def group_records(
         results = iter(())
         if item is not None:
             results = iter(align.postprocess({**item, "scores": next(scores)}, return_windows=windows))
-        for row, line, reason in zip(clip.rows, clip.lines, reasons, strict=True):
+        for row, reason in zip(clip.rows, reasons, strict=True):
             record = success(next(results)) if reason is None else failure(reason)
-            yield line, {"block": block, "row": row, **record}
+            yield row.line, {"block": block, "row": row.number, **record}

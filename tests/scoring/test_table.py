@@ -30,7 +30,7 @@ from transformers import ByT5Tokenizer
 from modeling_xacle.checkpoints import fingerprints
 from modeling_xacle.data import sources
 from modeling_xacle.data.pairs import make_dataset, save_dataset
-from modeling_xacle.data.sources import Clip, PairSource
+from modeling_xacle.data.sources import Clip, PairRow, PairSource
 from modeling_xacle.data.tables import read_table
 from modeling_xacle.feature_extraction_xacle import load_waveform
 from modeling_xacle.judges.clap import ClapTeacher
@@ -542,7 +542,7 @@ def test_groups_are_of_the_table_alone(align, clips):
     [block] = pairs.blocks()
     groups = list(groups_of(pairs.clips(block)))
     assert [len(group) for group in groups] == [29, 29, 29, 13]
-    assert sorted(row for group in groups for clip in group for row in clip.rows) == list(range(900))
+    assert sorted(row.number for group in groups for clip in group for row in clip.rows) == list(range(900))
     assert max(map(len, groups)) <= CLIPS_PER_GROUP
     assert [len(part) for part in pairs.blocks(max_rows=400)] == [400, 400, 100]
 
@@ -585,7 +585,7 @@ def test_worker_processes_are_not_sent_the_model(align, clap_folder):
 
 def test_loaders_compute_the_spectrograms(align, clips):
     """But for windows, of which a long sound has many."""
-    clip = Clip(str(clips / "0.wav"), rows=[0], lines=[2], captions=["beep"])
+    clip = Clip(str(clips / "0.wav"), [PairRow(0, 2, "beep")])
     item = ClipLoader(align, {"window_seconds": None, "hop_seconds": None})[0, clip][2]
     assert "waveform" not in item
     features = align.processor.feature_extractor(clip.audio)["input_features"]
