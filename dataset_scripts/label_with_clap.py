@@ -23,14 +23,9 @@ Repeat --teacher, and as often --processor if needed at all ("" is the teacher's
 
 import io
 import json
-import re
 import sys
-from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,6 +35,7 @@ import typer
 from accelerate import PartialState
 from datasets import Dataset, DatasetDict, Features, concatenate_datasets
 from matplotlib.figure import Figure
+from negatives import Negatives, choose_negatives
 
 from modeling_xacle.checkpoints.provenance import dataset_name
 from modeling_xacle.data.columns import FEATURES
@@ -50,160 +46,7 @@ from modeling_xacle.judges.embeddings import EmbeddingShards, PairIndex, embed_c
 
 # One process may wait for another that has more left to do after an interruption.
 LONGEST_WAIT = timedelta(days=2)
-# Similarities held at a time while near captions are looked for: 256 MB.
-SIMILARITIES_PER_CHUNK = 2**26
-WORD = re.compile(r"\w+")
 QUANTILES = {"min": 0, "5 %": 5, "25 %": 25, "median": 50, "75 %": 75, "95 %": 95, "max": 100}
-
-# For a row's caption and the captions ruled out, the candidates for its negatives, best first.
-Candidates = Callable[[np.random.Generator, int, set[int]], np.ndarray]
-
-
-@dataclass
-class Negatives:
-    """
-    How captions of other clips are drawn.
-
-    Args:
-        count (`int`): For each row.
-        hard (`int`): How many of these are drawn from the nearest captions; the others from all.
-        hard_pool (`int`): From how many of the nearest.
-        seed (`int`): Same seed, same captions.
-    """
-
-    count: int = 3
-    hard: int = 0
-    hard_pool: int = 20
-    seed: int = 0
-
-
-def same_text_as(captions: list[str]) -> np.ndarray:
-    """For each caption, of shape `(num_captions,)`, the first one with the same words, in any case and punctuation."""
-    first: dict[str, int] = {}
-    return np.array([first.setdefault(" ".join(WORD.findall(text.casefold())), i) for i, text in enumerate(captions)])
-
-
-def captions_of_clips(index: PairIndex, texts: np.ndarray) -> dict[int, set[int]]:
-    """For each clip, its captions in any split, of those in `texts` of shape `(num_captions,)`."""
-    own: dict[int, set[int]] = defaultdict(set)
-    for rows in index.rows.values():
-        for clip, caption in rows.tolist():
-            own[clip].add(int(texts[caption]))
-    return own
-
-
-def nearest_captions(embeddings: torch.Tensor, queries: np.ndarray, pool: np.ndarray, count: int) -> np.ndarray:
-    """
-    The captions of the pool nearest to each query, nearest first, of shape `(num_queries, count)`.
-
-    Args:
-        embeddings (`torch.Tensor` of shape `(num_captions, embedding_size)`): Of unit length, of all captions.
-        queries (`np.ndarray` of shape `(num_queries,)`), pool (`np.ndarray` of shape `(pool_size,)`): Captions.
-        count (`int`): At most the size of the pool.
-    """
-    candidates = embeddings[pool].T.contiguous()  # (D, pool)
-    chunk = max(1, SIMILARITIES_PER_CHUNK // len(pool))
-    nearest = [
-        (embeddings[queries[start : start + chunk]] @ candidates).topk(count).indices.cpu().numpy()
-        for start in range(0, len(queries), chunk)
-    ]
-    return pool[np.concatenate(nearest)]
-
-
-def random_candidates(
-    pool: np.ndarray, count: int, generator: np.random.Generator, caption: int, ruled_out: set[int]
-) -> np.ndarray:
-    """Captions of the pool, of shape `(pool_size,)`, in random order: enough that `count` remain."""
-    return generator.choice(pool, size=min(count + len(ruled_out), len(pool)), replace=False)
-
-
-def hard_candidates(
-    nearest: dict[int, np.ndarray],
-    hard_pool: int,
-    generator: np.random.Generator,
-    caption: int,
-    ruled_out: set[int],
-) -> np.ndarray:
-    """
-    Of the captions nearest to a caption, of shape `(num_nearest,)`, the first `hard_pool` that are not ruled out, in
-    random order.
-    """
-    allowed = [near for near in nearest[caption].tolist() if near not in ruled_out][:hard_pool]
-    # Sorted, so that the draw depends on which captions are near and not on ties among them.
-    return generator.permutation(sorted(allowed))
-
-
-def draw_negatives(
-    rows: np.ndarray, own: dict[int, set[int]], sources: list[tuple[Candidates, int]], seed: int
-) -> np.ndarray:
-    """
-    Captions of other clips for each row of a split; no clip gets a caption twice.
-
-    Args:
-        rows (`np.ndarray` of shape `(num_rows, 2)`): Clip and caption.
-        own (dict of sets): Captions of each clip.
-        sources (list of `tuple[callable, int]`): Where captions are drawn from, and how many for each row.
-        seed (`int`): The draw for a clip depends on this and on the clip only.
-
-    Returns:
-        `np.ndarray` of shape `(num_rows, num_negatives)`.
-
-    Raises:
-        ValueError: There are not enough captions of other clips.
-    """
-    negatives: list[list[int]] = [[] for _ in rows]
-    rows_of_clips: dict[int, list[int]] = defaultdict(list)
-    for row, clip in enumerate(rows[:, 0].tolist()):
-        rows_of_clips[clip].append(row)
-    for clip, clip_rows in rows_of_clips.items():
-        generator = np.random.default_rng([seed, clip])
-        ruled_out = set(own[clip])
-        for row, (candidates, count) in product(clip_rows, sources):
-            drawn = [c for c in candidates(generator, int(rows[row, 1]), ruled_out).tolist() if c not in ruled_out]
-            if len(drawn) < count:
-                raise ValueError(
-                    f"A clip with {len(clip_rows)} captions needs {count * len(clip_rows)} different captions of other "
-                    "clips, and its split has fewer; lower --negatives."
-                )
-            negatives[row] += drawn[:count]
-            ruled_out.update(drawn[:count])
-    return np.array(negatives, dtype=np.int64).reshape(len(rows), sum(count for _, count in sources))
-
-
-def choose_negatives(
-    index: PairIndex, rows: dict[str, np.ndarray], text_embeddings: torch.Tensor, how: Negatives
-) -> dict[str, np.ndarray]:
-    """
-    Negatives for the rows of each split, drawn from the captions of that split.
-
-    Args:
-        index (`PairIndex`): All clips and captions.
-        rows (dict of `np.ndarray` of shape `(num_rows, 2)`): Clip and caption of the rows that are kept.
-        text_embeddings (`torch.Tensor` of shape `(num_captions, embedding_size)`): For near ones.
-        how (`Negatives`): How they are drawn.
-
-    Returns:
-        For each split, captions of shape `(num_rows, how.count)`.
-    """
-    texts = same_text_as(index.captions)
-    own = captions_of_clips(index, texts)
-    negatives = {}
-    for split, pairs in rows.items():
-        pool = np.unique(texts[pairs[:, 1]])
-        sources: list[tuple[Candidates, int]] = []
-        if how.hard:
-            queries = np.unique(pairs[:, 1])
-            most_rows = np.unique(pairs[:, 0], return_counts=True)[1].max()
-            # So many that enough remain when a clip's own captions and its other negatives are ruled out.
-            needed = how.hard_pool + max(map(len, own.values())) + how.count * most_rows
-            nearest = nearest_captions(text_embeddings, queries, pool, int(min(needed, len(pool))))
-            nearest_of = dict(zip(queries.tolist(), nearest, strict=True))
-            sources.append((partial(hard_candidates, nearest_of, how.hard_pool), how.hard))
-        if how.count > how.hard:
-            num_random = how.count - how.hard
-            sources.append((partial(random_candidates, pool, num_random), num_random))
-        negatives[split] = draw_negatives(pairs, own, sources, how.seed)
-    return negatives
 
 
 def combine_teachers(cosines: np.ndarray) -> np.ndarray:
