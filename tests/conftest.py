@@ -27,7 +27,7 @@ from transformers import AutoModel, AutoProcessor, pipeline
 from modeling_xacle.checkpoints.conversion_tmu import convert_tmu
 from modeling_xacle.cli.main import main
 
-pytest_plugins = ["stage_runs"]  # its fixtures
+pytest_plugins = ["scored_tables", "stage_runs"]  # their fixtures
 
 ROOT = Path(__file__).parents[1]
 PARITY = ROOT / "tests/fixtures/parity"

@@ -1,19 +1,14 @@
 """Scoring tables: every row accounted for, each clip encoded once, the same bytes whatever interrupts or shares it."""
 
-import csv
-import functools
 import io
 import json
 import multiprocessing
 import os
 import pickle
 import random
-import shutil
 import subprocess
 import sys
-import time
 import tracemalloc
-import zlib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,114 +19,18 @@ import pytest
 import soundfile
 import torch
 from conftest import PARITY, ROOT, SAMPLING_RATE
+from scored_tables import SECONDS, StandIn, many_rows, read_rows, scores, write_rows
 from teachers import CAPTIONS, make_clip, save_teacher
-from transformers import ByT5Tokenizer
 
-from modeling_xacle.checkpoints import fingerprints
 from modeling_xacle.data import sources
 from modeling_xacle.data.pairs import make_dataset, save_dataset
 from modeling_xacle.data.sources import Clip, PairRow, PairSource
-from modeling_xacle.data.tables import read_table
-from modeling_xacle.feature_extraction_xacle import load_waveform
 from modeling_xacle.judges.clap import ClapTeacher
-from modeling_xacle.pipeline_xacle import AudioTextAlignmentPipeline
 from modeling_xacle.scoring.files import RecordReader, ScoringFiles, read_records
 from modeling_xacle.scoring.groups import CLIPS_PER_GROUP, ClipLoader, PassSize, groups_of
 from modeling_xacle.scoring.options import TableOptions
-from modeling_xacle.scoring.scorer import load_scorer, scorer_settings, scorer_signature
+from modeling_xacle.scoring.scorer import load_scorer
 from modeling_xacle.scoring.table import describe, score_pending, score_table
-
-TEXTS = ["beep", "A dog barks", "Rain falls, while a man speaks", "a bell"]
-SECONDS = 120  # longest wait for a process
-
-
-class StandIn:
-    """Takes the place of the model where its speed is not the point: a score from length and caption, by checksum."""
-
-    def __init__(self, align, pause=0.0):
-        self.model, self.processor, self.device, self.pause = align.model, align.processor, align.device, pause
-        self.passes = []
-
-    tokenize = AudioTextAlignmentPipeline.tokenize
-    postprocess = AudioTextAlignmentPipeline.postprocess
-
-    def preprocess(self, inputs, window_seconds=None, hop_seconds=None):
-        waveform, notes = load_waveform(inputs["audio"])
-        captions = list(inputs["text"])
-        return {
-            "length": len(waveform),
-            "captions": captions,
-            "spans": [(0, len(waveform))],
-            "notes": [notes] * len(captions),
-            "is_list": True,
-        }
-
-    def with_spectrograms(self, item):
-        return item
-
-    def forward(self, items, pass_size):
-        self.passes.append([item["length"] for item in items])
-        time.sleep(self.pause)
-        return [torch.tensor([[self.score(item["length"], text) for text in item["captions"]]]) for item in items]
-
-    @staticmethod
-    def score(length, text):
-        return zlib.crc32(f"{length} {text}".encode()) / 2**32 * 10
-
-
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory):
-    """A folder of 12 clips of different lengths, from 0.05 s to 0.6 s."""
-    folder = tmp_path_factory.mktemp("clips")
-    for number in range(12):
-        soundfile.write(folder / f"{number}.wav", make_clip(0.05 * (number + 1), number), SAMPLING_RATE)
-    (folder / "broken.wav").write_bytes(b"no sound")
-    return folder
-
-
-def write_rows(path, rows, columns=("audio", "text", "key")):
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([columns, *rows])
-    return path
-
-
-def read_rows(path):
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ","))
-
-
-@pytest.fixture(scope="module")
-def rows():
-    """Forty pairs; rows of a clip lie far apart."""
-    pairs = [(f"{number}.wav", text) for number in range(10) for text in TEXTS]
-    random.Random(0).shuffle(pairs)
-    return [(*pair, key) for key, pair in enumerate(pairs)]
-
-
-@pytest.fixture(scope="module")
-def table(clips, rows):
-    return write_rows(clips / "pairs.csv", rows)
-
-
-@pytest.fixture(scope="module")
-def expected(align, clips, rows):
-    """Scores of the pairs, one at a time."""
-    return [align({"audio": str(clips / name), "text": text})["score"] for name, text, _ in rows]
-
-
-def scores(path):
-    lines = [row for _, row in read_table(path)[1]] if path.suffix in (".jsonl", ".parquet") else read_rows(path)
-    return [float(row["score"]) for row in lines]
-
-
-def many_rows(count, seed=0):
-    """Rows of 12 clips; one in a hundred names a missing, a broken or no clip, or has no caption."""
-    generator = random.Random(seed)
-    broken = [("gone.wav", "a"), ("broken.wav", "a"), ("", "a"), ("3.wav", " ")]
-    rows = [(f"{generator.randrange(12)}.wav", f"caption {generator.randrange(500)}") for _ in range(count)]
-    for place in range(0, count, 100):
-        rows[place] = broken[place // 100 % 4]
-    return [(*row, key) for key, row in enumerate(rows)]
 
 
 @pytest.mark.parametrize("options", [{}, {"batch_size": 3}, {"workers": 2}])
@@ -363,95 +262,6 @@ def test_a_table_of_another_version_that_recorded_less_is_not_continued(align, t
     (tmp_path / "o.csv.json").write_text(json.dumps(sidecar))
     with pytest.raises(ValueError, match=r"by another version of this package, which recorded other.*--restart"):
         score_table(StandIn(align), pairs, output)
-
-
-def signature(align, **options):
-    return scorer_signature(scorer_settings(align, TableOptions(**options)))
-
-
-def set_to(path, value):
-    """A function that sets an attribute of a pipeline, at any depth."""
-    *parents, name = path.split(".")
-
-    def change(align):
-        setattr(functools.reduce(getattr, parents, align), name, value)
-
-    return change
-
-
-def move_weight(part):
-    def change(align):
-        with torch.no_grad():
-            next(getattr(align.model, part).parameters()).view(-1)[0] += 1e-3
-
-    return change
-
-
-CHANGES = {
-    **{f"weights of {part}": move_weight(part) for part in ("audio_tower", "projector", "language_model")},
-    "weights of score_head": move_weight("score_head"),
-    "dtype": lambda align: align.model.to(torch.bfloat16),
-    "order": set_to("processor.audio_first", True),
-    "caption length": set_to("processor.max_text_tokens", 9),
-    "audio tokens of the processor": set_to("processor.num_audio_tokens", 9),
-    "word": lambda align: align.processor.tokenizer.add_tokens(["zzz"]),
-    "end of text": lambda align: align.processor.tokenizer.add_special_tokens({"eos_token": "[SCORE]"}),
-    **{f"front end, {name}": set_to(f"processor.feature_extractor.{name}", 7) for name in (
-        "sampling_rate", "padding_value", "max_seconds", "frame_length_ms", "frame_shift_ms", "mel_mean", "mel_std"
-    )},
-    **{f"config, {name}": set_to(f"model.config.{name}", value) for name, value in {
-        "num_audio_tokens": 9,
-        "score_min": -1.0,
-        "score_max": 5.0,
-        "calibration_scale": 2.0,
-        "calibration_offset": 0.5,
-        "apply_calibration": False,
-        "caption_likelihood": True,
-        "text_config.rms_norm_eps": 1e-3,
-        "text_config.rope_parameters": {"rope_type": "default", "rope_theta": 5.0},
-        "audio_config.layer_norm_eps": 1e-3,
-        "audio_config.relative_position_max_distance": 7,
-    }.items()},
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_the_signature_tells_all_that_a_score_depends_on(change, model_folder):
-    align = load_scorer(model_folder, "cpu")
-    before = signature(align)
-    change(align)
-    assert signature(align) != before
-
-
-def test_the_signature_tells_windows_and_the_front_ends_code(align, monkeypatch):
-    found = {signature(align), signature(align, window_seconds=5), signature(align, window_seconds=5, hop_seconds=1)}
-    for name, value in {"FRONT_END_VERSION": -1, "audio_engine": lambda: "another"}.items():
-        with monkeypatch.context() as patch:
-            patch.setattr(fingerprints, name, value)
-            found.add(signature(align))
-    assert len(found) == 5
-
-
-def test_a_tokenizer_without_tokenizer_json_is_told_apart():
-    one, again, other = map(
-        fingerprints.tokenizer_fingerprint, (ByT5Tokenizer(), ByT5Tokenizer(), ByT5Tokenizer("</e>"))
-    )
-    assert one == again != other
-
-
-def test_the_signature_is_of_content_alone(align, model_folder, tmp_path):
-    before = signature(align)
-    folder = shutil.copytree(model_folder, tmp_path / "elsewhere")
-    for name in ("config.json", "processor_config.json"):
-        settings = json.loads((folder / name).read_text()) | {"transformers_version": "6.0", "training_stage": 2}
-        (folder / name).write_text(json.dumps(settings))
-    other = load_scorer(folder, "cpu")
-    other.processor.chat_template = "{{ messages }}"
-    other.model.set_attn_implementation("eager")
-    other.processor.tokenizer(TEXTS, padding=True, truncation=True, max_length=5)  # leaves its traces in the tokenizer
-    assert signature(other, batch_size=3, workers=2, prefix="our_", restart=True) == before
-    other.save_pretrained(tmp_path / "again")
-    assert signature(load_scorer(tmp_path / "again", "cpu")) == before
 
 
 def test_what_was_not_written_here_is_not_replaced(align, table, tmp_path):

@@ -205,3 +205,48 @@ def test_what_is_stopped_while_it_is_written_is_gone(error, tmp_path):
         (folder / "config.json").write_text("{")
         raise error
     assert raised.value is error and not folder.exists()
+
+
+def test_missing_start_and_data_say_how_to_get_them(pairs, model_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for stage, hint in ((1, "xacle init"), (3, "run_stage.py --stage 2")):
+        with pytest.raises(FileNotFoundError, match=hint):
+            run_stage.main(["--stage", str(stage), "--data", str(pairs), "--use_cpu", "true"])
+    for stage, script in ((1, "prepare_aac"), (2, "label_with_clap"), (3, "prepare_xacle")):
+        with pytest.raises(FileNotFoundError, match=rf"dataset_scripts/{script}\.py"):
+            run_stage.main(["--stage", str(stage), "--model", str(model_folder), "--use_cpu", "true"])
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(pairs, tmp_path):
+    with pytest.raises(ValueError, match="a model of type qwen2, not xacle"):
+        run_stage.main(command(3, pairs, ROOT / "tests/fixtures/parity/llm", tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--eval_strategy", "no"], "--patience needs a checkpoint at each evaluation"),
+        (["--eval_strategy", "steps", "--eval_steps", "1"], "--patience needs a checkpoint at each evaluation"),
+    ],
+)
+def test_settings_that_do_not_go_together(pairs, model_folder, tmp_path, more, message):
+    with pytest.raises(ValueError, match=message):
+        run_stage.main([*command(2, pairs, model_folder, tmp_path, "--patience", 3), *more])
+
+
+def test_a_loss_that_is_no_number_ends_the_run(pairs, model_folder, tmp_path):
+    with pytest.raises(ValueError, match=r"(loss is nan|loss is inf|not finite).*lower --learning_rate"):
+        run_stage.main(command(3, pairs, model_folder, tmp_path, "--learning_rate", 1e30, "--logging_steps", 1))
+
+
+def test_without_data_the_command_ends_in_one_line(tmp_path):
+    process = subprocess.run(
+        [sys.executable, str(ROOT / "run_stage.py"), "--stage", "3", "--use_cpu", "true"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=SUBPROCESS_SECONDS,
+    )
+    assert process.returncode == 1
+    assert process.stderr.strip().splitlines()[-1].startswith("error: data/xacle, the default dataset of stage 3")
