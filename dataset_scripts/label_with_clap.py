@@ -41,6 +41,7 @@ from modeling_xacle.checkpoints.provenance import dataset_name
 from modeling_xacle.data.columns import FEATURES
 from modeling_xacle.data.files import check_replaceable
 from modeling_xacle.data.pairs import check_rows, dataset_licence, load_pairs, save_dataset
+from modeling_xacle.data.tables import markdown_table
 from modeling_xacle.judges.clap import ClapTeacher, score_pairs, separation_auc
 from modeling_xacle.judges.embeddings import EmbeddingShards, PairIndex, embed_captions, embed_clips
 
@@ -77,12 +78,6 @@ def describe(scores: np.ndarray) -> dict[str, float]:
     quantiles = np.percentile(scores, list(QUANTILES.values()))
     figures = {"mean": scores.mean(), "deviation": scores.std(), **dict(zip(QUANTILES, quantiles, strict=True))}
     return {"pairs": len(scores), **{name: round(float(value), 4) for name, value in figures.items()}}
-
-
-def format_table(rows: list[dict[str, Any]]) -> str:
-    """A Markdown table with the keys of the first row as its header."""
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *([row.get(name, "") for name in rows[0]] for row in rows)]
-    return "\n".join("| " + " | ".join(str(value) for value in line) + " |" for line in lines)
 
 
 @dataclass
@@ -259,11 +254,11 @@ def summarize(report: dict[str, Any]) -> str:
     separation = ", ".join(f"{split} {auc}" for split, auc in report["AUC"].items())
     return "\n".join(
         [
-            format_table(report["labels"]),
+            markdown_table(report["labels"]),
             "",
             f"AUC of positives against negatives: {separation}; rows left out: {len(report['left_out'])}",
             "",
-            format_table([{name: row[name] for name in ("teacher", "mean", "deviation", "AUC")} for row in teachers]),
+            markdown_table([{name: row[name] for name in ("teacher", "mean", "deviation", "AUC")} for row in teachers]),
         ]
     )
 

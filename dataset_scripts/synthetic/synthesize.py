@@ -57,11 +57,6 @@ SOURCES = ("synthesize.py", "captions.py", "events.py", "sounds.py", "unseen.py"
 
 RULE_CONSTANTS = ("SIMILAR_CREDIT", "OPPOSITE_AGREEMENT", "NEEDLESS_AGREEMENT", "WRONG_RELATION", "WRONG_ORDER_COST")
 
-WARNING = (
-    "**Synthetic.** Sounds, captions, alignments and listeners come from a program. The corpus compares methods; its "
-    "ratings do not stand for human ratings, and figures on it say nothing about real sounds."
-)
-
 
 @dataclass(frozen=True)
 class Clip:
@@ -198,25 +193,23 @@ def rating_statistics(annotations: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
+def card(name: str, **values: Any) -> str:
+    """README.md of the corpus or of one of its datasets."""
+    from jinja2 import Environment, FileSystemLoader
+
+    templates = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), keep_trailing_newline=True)
+    return templates.get_template(f"{name}.md.jinja").render(values)
+
+
 def aac_card(seed: int, splits: dict[str, list[dict[str, Any]]]) -> str:
     """README.md of the captioned clips."""
     from modeling_xacle.data.tables import markdown_table
 
     sizes = [
-        {"split": split, "clips": len(part), "rows": CAPTIONS_PER_CLIP * len(part)} for split, part in splits.items()
+        {"split": name, "clips": len(part), "rows": CAPTIONS_PER_CLIP * len(part)} for name, part in splits.items()
     ]
-    return f"""# Synthetic captioned clips
-
-{WARNING}
-
-Made by `dataset_scripts/synthetic/synthesize.py --seed {seed}`. Ten-second scenes of one to three of
-{len(events.KIND_NAMES)} kinds of sound event, alone, together or in sequence, once or up to {events.LARGEST_COUNT}
-times, soft or loud, low or high, slow or fast, with {CAPTIONS_PER_CLIP} true captions each; every caption is a row.
-
-{markdown_table(sizes)}
-
-Kinds: {", ".join(events.KIND_NAMES)}. `annotations.jsonl` holds the scene of each clip.
-"""
+    told = {"kinds": events.KIND_NAMES, "largest_count": events.LARGEST_COUNT, "captions_per_clip": CAPTIONS_PER_CLIP}
+    return card("aac", seed=seed, sizes=markdown_table(sizes), **told)
 
 
 def xacle_card(seed: int, splits: dict[str, list[dict[str, Any]]]) -> str:
@@ -225,42 +218,16 @@ def xacle_card(seed: int, splits: dict[str, list[dict[str, Any]]]) -> str:
 
     everything = [annotation for part in splits.values() for annotation in part]
     statistics = [{"split": name, **rating_statistics(part)} for name, part in (*splits.items(), ("all", everything))]
-    kinds = [name for annotation in everything for name in annotation["pairing"].split(" + ")]
-    pairings = [{"caption": name, "pairs": count} for name, count in Counter(kinds).most_common()]
-    return f"""# Synthetic rated pairs
-
-{WARNING}
-
-Made by `dataset_scripts/synthetic/synthesize.py --seed {seed}` in the shape of the XACLE challenge: a clip, a caption,
-integer ratings from 0 to 10 of {captions.LISTENERS_PER_PAIR} simulated listeners (a pool of
-{captions.LISTENERS_PER_SPLIT} for each split), their mean `score`, and `label` = score / 5 - 1. Some captions are true,
-some wrong in one way or two, some of another scene. Where a clip of `development` or `test` has several events, two of
-them never meet in training.
-
-{markdown_table(statistics)}
-
-The listeners were calibrated to a within-pair variance of 6.2 and a split-half SRCC (two against two listeners) of .56
-to .59. Chance moves the figures of a split of a few hundred pairs.
-
-{markdown_table(pairings)}
-
-`annotations.jsonl` holds the scene, what the caption claims, how it was made, and its true alignment (0 to 10), which
-listeners hear only through their bias and noise. The rule of the alignment:
-
-{captions.__doc__.split("-" * 18)[1].strip()}
-
-{markdown_table([{name: getattr(captions, name) for name in RULE_CONSTANTS}])}
-"""
-
-
-CORPUS_CARD = f"""# Synthetic corpus
-
-{WARNING}
-
-`aac/` has captioned clips, `xacle/` rated pairs, `wav/` the sounds of both; `{SETTINGS_FILE}` tells how it was made.
-Unless made with `--embed-audio`, the datasets hold absolute paths of the sounds: make the corpus anew rather than
-moving it.
-"""
+    kinds = Counter(name for annotation in everything for name in annotation["pairing"].split(" + "))
+    return card(
+        "xacle",
+        seed=seed,
+        rule=captions,
+        statistics=markdown_table(statistics),
+        pairings=markdown_table([{"caption": name, "pairs": count} for name, count in kinds.most_common()]),
+        rule_text=captions.__doc__.split("-" * 18)[1].strip(),
+        constants=markdown_table([{name: getattr(captions, name) for name in RULE_CONSTANTS}]),
+    )
 
 
 def write_datasets(
@@ -361,7 +328,7 @@ def synthesize(
     made = make_clips(planned, seed, folder, workers)
     annotations = list(tqdm(made, desc="clips", unit="clip", total=len(planned), disable=None))
     write_datasets(planned, annotations, seed, folder, output, embed_audio)
-    write_whole(folder / "README.md", CORPUS_CARD)
+    write_whole(folder / "README.md", card("corpus", settings_file=SETTINGS_FILE))
     replace_folder(folder, output)
     return True
 
