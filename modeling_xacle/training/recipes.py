@@ -312,6 +312,9 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[StageArguments,
     if unknown:
         raise ValueError(f"There is no setting {' '.join(unknown)}; `--help` lists them.")
     _check_training(stage_arguments.stage, training_arguments)
+    if stage_arguments.patience:
+        _be_patient(stage_arguments.stage, training_arguments)
+    training_arguments.disable_tqdm |= not sys.stderr.isatty()
     schedule, settings_of_schedule = training_arguments.lr_scheduler_type, training_arguments.lr_scheduler_kwargs
     if "min_lr" not in schedule and settings_of_schedule == COMMON["lr_scheduler_kwargs"]:
         training_arguments.lr_scheduler_kwargs = None  # the recipe's are of its own schedule
@@ -350,12 +353,26 @@ def _check_training(stage: int, args: TrainingArguments) -> None:
     metric = (args.metric_for_best_model or "").removeprefix("eval_")
     if metric not in STAGE_METRICS[stage]:
         raise ValueError(f"--metric_for_best_model {metric}: stage {stage} has {', '.join(STAGE_METRICS[stage])}.")
-    args.greater_is_better = STAGE_METRICS[stage][
-        metric
-    ]  # `TrainingArguments` takes all but losses to be better the greater
+    # `TrainingArguments` takes all but losses to be better the greater.
+    args.greater_is_better = STAGE_METRICS[stage][metric]
     get_reporting_integration_callbacks(args.report_to)  # refuses unknown names
     for name in args.report_to:
         if name != "flyte" and name not in get_available_reporting_integrations():  # Flyte is not in that list
             raise ValueError(
                 f"--report_to {name}: it is not installed; install it (pip install {name}), or leave it out."
             )
+
+
+def _be_patient(stage: int, args: TrainingArguments) -> None:
+    """What `--patience` needs: a checkpoint at each evaluation, and the best of them as the result."""
+    if args.eval_strategy != args.save_strategy or args.eval_strategy == "no":
+        raise ValueError(
+            "--patience needs a checkpoint at each evaluation: give --eval_strategy and --save_strategy the same, "
+            "epoch or steps, or switch it off with --patience 0."
+        )
+    if stage == 3 and not args.load_best_model_at_end:
+        raise ValueError(
+            "--load_best_model_at_end false: --patience ends long after the best weights, so these are the result; "
+            "--patience 0 keeps the last."
+        )
+    args.load_best_model_at_end = True

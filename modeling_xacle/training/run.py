@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -235,17 +234,6 @@ def make_trainer(
     rows = TrainingRows(train, args.seed)
     callbacks: list[TrainerCallback] = [EpochCallback(rows), FiniteLossCallback()]
     if stage.patience:
-        if args.eval_strategy != args.save_strategy or args.eval_strategy == "no":
-            raise ValueError(
-                "--patience needs a checkpoint at each evaluation: give --eval_strategy and --save_strategy the same, "
-                "epoch or steps, or switch it off with --patience 0."
-            )
-        if stage.stage == 3 and not args.load_best_model_at_end:
-            raise ValueError(
-                "--load_best_model_at_end false: --patience ends long after the best weights, so these are the result; "
-                "--patience 0 keeps the last."
-            )
-        args.load_best_model_at_end = True
         callbacks.append(EarlyStoppingCallback(stage.patience))
     collator: AudioCollator
     trainer: type[StageTrainer]
@@ -254,8 +242,6 @@ def make_trainer(
     else:
         collator = PairCollator(processor, augment, cache, says_whose=stage.caption_weight > 0)
         trainer = PairTrainer
-    if not sys.stderr.isatty():
-        args.disable_tqdm = True
     if args.disable_tqdm:
         callbacks.append(ProgressLines())
     made = trainer(
