@@ -53,6 +53,7 @@ class TrainingSteps:
             "report_to": "none",
             "eval_strategy": "no",
             "save_strategy": "no",
+            "patience": 0,
             "load_best_model_at_end": False,
         }
         return [part for name, value in settings.items() for part in (f"--{name}", str(value))]
