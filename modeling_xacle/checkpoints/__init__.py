@@ -1,10 +1,10 @@
 """Where models come from: published checkpoints, pretrained parts, and what tells one from another."""
 
-import lazy_loader
+from .. import room
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(
+__getattr__, __dir__, __all__ = room(
     __name__,
-    submod_attrs={
+    {
         "building": ["build_model", "init_model"],
         "conversion": ["ConversionError", "convert_beats", "load_beats"],
         "conversion_tmu": ["convert_tmu"],

@@ -13,6 +13,7 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
+from ..data.files import file_digest
 from ..feature_extraction_xacle import FRONT_END_VERSION, audio_engine
 
 # Settings that say where a part came from, what code wrote it or what it was trained for, not what it computes.
@@ -67,7 +68,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     else:
         with TemporaryDirectory() as folder:
             files = [Path(file) for file in tokenizer.save_vocabulary(folder)]
-            content = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+            content = {file.name: file_digest(file) for file in files}
         content["vocabulary"] = tokenizer.get_vocab()
     return digest_of([type(tokenizer).__name__, tokenizer.eos_token_id, content])
 

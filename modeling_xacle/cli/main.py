@@ -1,9 +1,8 @@
 """The table of contents of the `xacle` command. What PyTorch is needed for loads when a command runs, not before."""
 
+import os
 import sys
-from collections.abc import Callable
-from functools import wraps
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -25,25 +24,10 @@ convert = typer.Typer(help="Convert published checkpoints to folders that from_p
 COMMANDS = (score, evaluate, compare, calibrate, ensemble, submit, rank, matrix, init, info, doctor)
 
 
-def registered(command: Callable[..., None]) -> Callable[..., None]:
-    """The command, with Transformers told of this package before it runs."""
-
-    @wraps(command)
-    def run(*args: Any, **kwargs: Any) -> None:
-        from transformers.utils import logging
-
-        from .. import registration  # noqa: F401
-
-        logging.disable_progress_bar()
-        command(*args, **kwargs)
-
-    return run
-
-
 for command in COMMANDS:
-    app.command(command.__name__)(registered(command))
+    app.command(command.__name__)(command)
 for name, command in {"tmu": convert_tmu, "beats": convert_beats}.items():
-    convert.command(name)(registered(command))
+    convert.command(name)(command)
 app.add_typer(convert, name="convert")
 
 
@@ -65,6 +49,7 @@ def options(
 
 def main() -> None:
     """Run the command; a user's mistake ends in one line and exit code 1, without a traceback."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # bars that do not ask for themselves, as Transformers' of loading
     try:
         app()
     except (ValueError, TypeError, OSError) as error:

@@ -1,10 +1,10 @@
 """Tables of pairs: their schema, columns and files, how they are read, checked and saved."""
 
-import lazy_loader
+from .. import room
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(
+__getattr__, __dir__, __all__ = room(
     __name__,
-    submod_attrs={
+    {
         "columns": ["FEATURES", "PREDICTION_COLUMNS", "clean_caption", "find_column"],
         "files": ["write_whole"],
         "pairs": ["check_rows", "dataset_licence", "load_pairs", "make_dataset", "save_dataset", "unusable_audio"],

@@ -31,6 +31,7 @@ AVERAGE_COLUMNS = ("average_score", "average_semantic_alignement_score", "averag
 REFERENCE_COLUMNS = (*AVERAGE_COLUMNS, "score")
 RATING_COLUMNS = ("score", "11-point semantic-alignment score", "rating")
 LISTENER_COLUMNS = ("listener_id",)
+XACLE_COLUMNS = ("wav_file_name", "pred_score")  # the header that the official script reads
 SOURCE_COLUMNS = ("source", "model_id")
 
 LABEL_RANGE = (-1.0, 1.0)

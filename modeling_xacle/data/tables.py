@@ -87,7 +87,7 @@ def table_writer(path: str | Path, columns: Sequence[str]) -> Iterator[Callable[
             form.write(file, columns) as write,
         ):
             yield write
-    except (pa.ArrowException, UnicodeEncodeError) as error:
+    except (pa.ArrowException, UnicodeEncodeError, OverflowError) as error:
         others = [suffix for suffix, form in FORMATS.items() if form.is_text]
         raise ValueError(
             f"{path}: Parquet cannot hold these values ({error}); write {', '.join(others)} instead."
@@ -116,8 +116,9 @@ def csv_text(rows: Sequence[Row]) -> str:
 
 def markdown_table(rows: Sequence[Row]) -> str:
     """Rows with the same keys as a Markdown table."""
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *([str(value) for value in row.values()] for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *(row.values() for row in rows)]
+    cells = [[str(value).replace("|", "\\|").replace("\n", " ") for value in line] for line in lines]
+    return "\n".join("| " + " | ".join(line) + " |" for line in cells)
 
 
 def _decoded(path: str | Path, lines: Iterator[Any]) -> Iterator[Any]:
@@ -200,9 +201,15 @@ def _cell(value: Any) -> Any:
 
 @contextmanager
 def _csv_writer(file: IO[str], columns: Sequence[str], delimiter: str = ",") -> Iterator[Callable[[Row], Any]]:
-    writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
-    writer.writerow(columns)
-    yield lambda row: writer.writerow([_cell(row[name]) for name in columns])
+    plain = csv.writer(file, delimiter=delimiter, lineterminator="\n")
+    quoted = csv.writer(file, delimiter=delimiter, lineterminator="\n", quoting=csv.QUOTE_ALL)
+
+    def write(cells: Sequence[Any]) -> None:
+        """A carriage return ends a line too, but `csv` quotes a cell for line feeds alone."""
+        (quoted if any("\r" in str(cell) for cell in cells) else plain).writerow(cells)
+
+    write(columns)
+    yield lambda row: write([_cell(row[name]) for name in columns])
 
 
 @contextmanager
@@ -225,7 +232,9 @@ def _parquet_writer(file: IO[bytes], columns: Sequence[str]) -> Iterator[Callabl
             rows.clear()
 
     yield write
-    pq.write_table(pa.concat_tables([*chunks, pa.Table.from_pylist(rows)], promote_options="permissive"), file)
+    if rows or not chunks:
+        chunks.append(pa.Table.from_pylist(rows) if rows else pa.table({name: pa.nulls(0) for name in columns}))
+    pq.write_table(pa.concat_tables(chunks, promote_options="permissive"), file)
 
 
 @dataclass(frozen=True)

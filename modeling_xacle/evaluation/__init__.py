@@ -1,10 +1,10 @@
 """How well scores agree with ratings: metrics, intervals, comparisons, calibration, reports."""
 
-import lazy_loader
+from .. import room
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(
+__getattr__, __dir__, __all__ = room(
     __name__,
-    submod_attrs={
+    {
         "calibrate": [
             "ScoreCalibration",
             "calibrate_model",

@@ -66,18 +66,20 @@ class Metric(NamedTuple):
         of (callable): Of two columns `(N,)` without NaN, its value.
         greater_is_better (`bool`): Which of two values is the better.
         hub_name (`str`): What the Hub calls it.
+        is_official (`bool`): Whether the challenge's script gives it.
     """
 
     of: Callable[[np.ndarray, np.ndarray], float]
     greater_is_better: bool
     hub_name: str
+    is_official: bool = False
 
 
 METRICS = {
-    "SRCC": Metric(spearman, True, "spearmanr"),
-    "LCC": Metric(lambda x, y: float(pearson(x, y)), True, "pearsonr"),
-    "KTAU": Metric(kendall, True, "kendalltau"),
-    "MSE": Metric(lambda x, y: float(np.mean((x - y) ** 2)), False, "mse"),
+    "SRCC": Metric(spearman, True, "spearmanr", is_official=True),
+    "LCC": Metric(lambda x, y: float(pearson(x, y)), True, "pearsonr", is_official=True),
+    "KTAU": Metric(kendall, True, "kendalltau", is_official=True),
+    "MSE": Metric(lambda x, y: float(np.mean((x - y) ** 2)), False, "mse", is_official=True),
 }
 # What tables and pictures of groups show where there is room for two.
 SHOWN_METRICS = ("SRCC", "MSE")

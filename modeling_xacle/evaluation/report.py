@@ -102,7 +102,8 @@ def evaluation_text(evaluation: Mapping[str, Any]) -> str:
 
 def official_csv(metrics: Mapping[str, float]) -> str:
     """`evaluation_result.csv`, byte for byte as the challenge's script writes it."""
-    return _csv_text([["metric", "value"], *([name, metrics[name]] for name in (*METRICS, "N"))])
+    names = [name for name, metric in METRICS.items() if metric.is_official]
+    return _csv_text([["metric", "value"], *([name, metrics[name]] for name in (*names, "N"))])
 
 
 def _csv_text(rows: Sequence[Sequence[Any]]) -> str:

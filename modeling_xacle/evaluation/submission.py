@@ -13,13 +13,11 @@ from typing import Any
 
 import yaml
 
-from ..data.columns import AUDIO_COLUMNS, PREDICTION_COLUMNS, SCORE_RANGE, find_column
+from ..data.columns import AUDIO_COLUMNS, PREDICTION_COLUMNS, SCORE_RANGE, XACLE_COLUMNS, find_column
 from ..data.files import write_whole
 from ..data.tables import read_table
 
 NUM_TEST_CLIPS = 3000
-# The header that the official script reads.
-HEADER = ("wav_file_name", "pred_score")
 SYSTEM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 # What the description of a system says, and whether it is a list. All must be there; only the first list may be empty.
 DESCRIPTION_FIELDS = {"name": False, "authors": True, "contact": False, "external_data": True, "models": True}
@@ -196,7 +194,9 @@ def _warnings(path: str | Path, scores: Mapping[str, float]) -> list[str]:
 def scores_csv(scores: Mapping[str, float]) -> bytes:
     """The challenge's CSV file, with the header `wav_file_name,pred_score` and each score exactly as computed."""
     file = io.StringIO(newline="")
-    csv.writer(file, lineterminator="\n").writerows([HEADER, *((name, repr(score)) for name, score in scores.items())])
+    csv.writer(file, lineterminator="\n").writerows(
+        [XACLE_COLUMNS, *((name, repr(score)) for name, score in scores.items())]
+    )
     return file.getvalue().encode()
 
 

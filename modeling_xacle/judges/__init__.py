@@ -1,10 +1,10 @@
 """Judges beside our own model."""
 
-import lazy_loader
+from .. import room
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(
+__getattr__, __dir__, __all__ = room(
     __name__,
-    submod_attrs={
+    {
         "clap": ["ClapTeacher", "score_pairs"],
         "clap_pipeline": ["ZeroShotAlignmentPipeline"],
         "embeddings": ["EmbeddingShards", "PairIndex", "embed_captions", "embed_clips"],

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from transformers import ClapFeatureExtractor
 
 from ..checkpoints.fingerprints import audio_key
+from ..data.files import whole_file
 from .clap import ClapTeacher, clip_features
 
 
@@ -91,11 +91,9 @@ class EmbeddingShards:
             embeddings (`torch.Tensor` of shape `(num_items, embedding_size)`): Of the file's items in order.
             broken (`dict`, *optional*): Why an item, counted from the beginning of all, has no embedding.
         """
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
         metadata = {"broken": json.dumps(broken or {}, ensure_ascii=False)}
-        save_file({"embeddings": embeddings.contiguous()}, partial, metadata=metadata)
-        os.replace(partial, path)
+        with whole_file(path) as partial:
+            save_file({"embeddings": embeddings.contiguous()}, partial, metadata=metadata)
 
     def read(self) -> tuple[torch.Tensor, dict[int, str]]:
         """

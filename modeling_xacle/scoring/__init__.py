@@ -1,10 +1,10 @@
 """Scores for pairs, tables and matrices of pairs, and what a model is."""
 
-import lazy_loader
+from .. import room
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(
+__getattr__, __dir__, __all__ = room(
     __name__,
-    submod_attrs={
+    {
         "diagnostics": ["diagnose", "info_lines", "model_info", "report_lines", "self_check", "write_expected"],
         "options": ["TableOptions"],
         "ranking": [

@@ -6,16 +6,14 @@ the input, and what it was made with. Killed at any time and started again, the 
 import heapq
 import itertools
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from ..data.files import file_digest, write_whole
+from ..data.files import file_digest, whole_file, write_whole
 from ..data.tables import check_table_suffix, table_writer
 
-XACLE_COLUMNS = ("wav_file_name", "pred_score")
 STATUSES = ("ok", "padded", "cut", "windowed", "error")
 SETTINGS = "settings.json"
 # Results of earlier runs of the same command; those of this run are in a file for each process.
@@ -107,11 +105,9 @@ class ScoringFiles:
         write_whole(self.work / SETTINGS, json.dumps(self.description))
         parts = sorted(self.work.glob("process-*.jsonl"))
         earlier = self.work / EARLIER
-        partial = self.work / "gathered.partial"
-        with open(partial, "w", encoding="utf-8") as file:
+        with whole_file(earlier) as partial, open(partial, "w", encoding="utf-8") as file:
             for _, records in read_records([earlier, *parts] if earlier.exists() else parts):
                 file.writelines(map(as_line, records.values()))
-        os.replace(partial, earlier)
         for part in parts:
             part.unlink()
 

@@ -3,10 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from .groups import (
-    CLIPS_PER_GROUP,
-    WINDOWED_CLIPS_PER_GROUP,
-)
+from .groups import CLIPS_PER_GROUP, WINDOWED_CLIPS_PER_GROUP
 
 
 @dataclass(frozen=True)

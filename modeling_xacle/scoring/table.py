@@ -10,9 +10,10 @@ from accelerate import PartialState
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from ..data.columns import XACLE_COLUMNS
 from ..data.sources import PairSource
 from ..pipeline_xacle import AudioTextAlignmentPipeline
-from .files import XACLE_COLUMNS, Record, ScoringFiles, as_line
+from .files import Record, ScoringFiles, as_line
 from .groups import (
     ClipLoader,
     PassSize,

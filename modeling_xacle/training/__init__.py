@@ -1,10 +1,10 @@
 """The stages: recipes, losses, batches, trainers, and what a run leaves behind."""
 
-import lazy_loader
+from .. import room
 
-__getattr__, __dir__, __all__ = lazy_loader.attach(
+__getattr__, __dir__, __all__ = room(
     __name__,
-    submod_attrs={
+    {
         "collators": ["AudioCollator", "CaptionCollator", "PairCollator", "SpecAugment"],
         "feature_cache": ["AudioFeatureCache"],
         "freezing": ["choose_trained"],

@@ -15,10 +15,10 @@ from transformers import Trainer, TrainingArguments
 from .. import __version__
 from ..checkpoints.provenance import CARD, UNKNOWN, dataset_name, made_from, read_card
 from ..configuration_xacle import STAGES, XacleConfig
-from ..data.files import write_json
+from ..data.files import whole_file, write_json
 from ..data.pairs import dataset_licence
 from ..data.tables import markdown_table
-from ..evaluation.metrics import METRICS
+from ..evaluation.metrics import METRICS, SHOWN_METRICS
 from ..evaluation.resampling import bootstrap_intervals
 from .freezing import alignment_model
 from .recipes import StageArguments
@@ -47,16 +47,15 @@ def draw_training_curves(log_history: list[dict[str, float]], file: str | Path, 
         best_step (`int`, *optional*): Step of the best checkpoint, which is marked.
     """
     names = [name for name in METRIC_NAMES if any(f"eval_{name}" in entry for entry in log_history)]
-    shown = [name for name in names if name in ("srcc", "mse", "loss", "perplexity")]
+    shown = [name for name in names if METRIC_NAMES[name] not in METRICS or METRIC_NAMES[name] in SHOWN_METRICS]
     figure = Figure(figsize=(4.2 * (1 + len(shown)), 3.2), layout="constrained")
     axes = figure.subplots(1, 1 + len(shown), squeeze=False)[0]
     _draw(axes[0], log_history, "loss", "training loss")
     for axis, name in zip(axes[1:], shown, strict=True):
         _draw(axis, log_history, f"eval_{name}", f"validation {METRIC_NAMES[name]}", marker="o")
         _draw_best(axis, log_history, f"eval_{name}", best_step)
-    unfinished = Path(file).with_name(f".{Path(file).name}.unfinished")
-    figure.savefig(unfinished, dpi=110, format="png")
-    unfinished.replace(file)
+    with whole_file(file) as unfinished:
+        figure.savefig(unfinished, dpi=110, format="png")
 
 
 def _draw(axis: Any, log_history: list[dict[str, float]], key: str, title: str, marker: str | None = None) -> None:

@@ -12,7 +12,7 @@ from modeling_xacle.evaluation.metrics import alignment_metrics
 
 
 class XacleMetric(evaluate.Metric):
-    """Agreement of predicted scores with listeners, as `modeling_xacle.metrics.alignment_metrics` has it."""
+    """Agreement of predicted scores with listeners, as `modeling_xacle.evaluation.alignment_metrics` has it."""
 
     def _info(self) -> evaluate.MetricInfo:
         # float64: Evaluate passes the numbers through Arrow, and float32 would round them.
