@@ -7,7 +7,7 @@ import typer
 
 from .. import checkpoints
 
-Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write; must not exist or be empty.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write; must be new or empty.")]
 Beats = Annotated[
     str | None,
     typer.Option(help="BEATs .pt file or a converted one, for its settings. Default: the published BEATs iter3+ AS2M."),

@@ -37,7 +37,7 @@ def ensemble(
     reference_column: ReferenceColumn = None,
     as_json: AsJson = False,
 ) -> None:
-    """Combine the scores of several systems, without fitting anything on what it is judged by."""
+    """Combine the scores of several systems, never fitting on the pairs that the result is judged by."""
     if weights is not None and (method or save_weights or leave_one_out):
         raise typer.BadParameter("--weights goes without --method, --save-weights and --leave-one-out")
     evaluation.check_output(output, [*tables, reference, weights])
@@ -62,7 +62,7 @@ def submit(
     scores: Annotated[list[Path], typer.Argument(help="Tables of scores of the test clips, one a system.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="ZIP file to write.")],
     reference: Annotated[
-        Path | None, typer.Option(help="Table with the file names that must be there. Default: any 3,000.")
+        Path | None, typer.Option(help="Table of the required file names. Default: any 3,000 files.")
     ] = None,
     name: Annotated[list[str] | None, typer.Option(help="Name of the system; one for each table.")] = None,
     description: Annotated[

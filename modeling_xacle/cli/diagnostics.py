@@ -11,11 +11,11 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def info(
-    model: Annotated[str, typer.Argument(help="Folder or Hub id.")] = DEFAULT_MODEL,
+    model: Annotated[str, typer.Argument(show_default="the bundled one", help="Folder or Hub id.")] = DEFAULT_MODEL,
     revision: Annotated[str | None, typer.Option(help="Revision of a Hub id.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Tell what a model is: parts and their licences, training, metrics, and the signature of its scores."""
+    """Describe a model: parts and their licences, training, metrics, and the signature of its scores."""
     found = scoring.model_info(model, revision)
     lines = [json.dumps(found, indent=2, ensure_ascii=False)] if as_json else scoring.info_lines(found)
     typer.echo("\n".join(lines))
@@ -27,7 +27,7 @@ def doctor(
         bool, typer.Option("--write", hidden=True, help="Write the scores that a new bundled model has to give.")
     ] = False,
 ) -> None:
-    """Tell whether this installation works, in a block for a bug report; exit code 1 where it does not."""
+    """Check this installation, in a block for a bug report; exit code 1 where it does not."""
     if write:
         typer.echo(scoring.write_expected())
         return

@@ -23,8 +23,8 @@ PredictionColumn = Annotated[
 ReferenceColumn = Annotated[
     str | None, typer.Option(help="Column of the listeners' means. Default: average_score, ... or score.")
 ]
-Resamples = Annotated[int, typer.Option(min=1, help="Of the bootstrap (and of the permutation test).")]
-Seed = Annotated[int, typer.Option(help="Of all that is random.")]
+Resamples = Annotated[int, typer.Option(min=1, help="Resamples of the bootstrap, and swaps of the permutation test.")]
+Seed = Annotated[int, typer.Option(help="Random seed.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -47,7 +47,10 @@ def evaluate(
         Path | None, typer.Option("--output", "-o", help="Folder for the report; an earlier report is replaced.")
     ] = None,
     official: Annotated[
-        bool, typer.Option("--official", help="Join as the challenge's script: rows that one table lacks vanish.")
+        bool,
+        typer.Option(
+            "--official", help="Join as the challenge's script does: rows missing from either table are dropped."
+        ),
     ] = False,
     ratings: Annotated[
         Path | None, typer.Option(help="Table with a row for each listener's rating. Default: a column `ratings`.")
@@ -89,7 +92,7 @@ def compare(
     reference_column: ReferenceColumn = None,
     as_json: AsJson = False,
 ) -> None:
-    """Is a system better than another, or is it chance? Paired bootstrap and permutation test for each metric."""
+    """Is one system better than another, or is it chance? Paired bootstrap and permutation test for each metric."""
     if len(predictions) < 2:
         raise typer.BadParameter("give two tables of predictions or more")
     columns = columns_of(key, prediction_column, reference_column)

@@ -16,7 +16,7 @@ BatchSize = Annotated[int, typer.Option(min=1, help="Sounds loaded at a time.")]
 def rank(
     audio: Annotated[list[Path], typer.Argument(help="One or more sounds.")],
     text: Annotated[list[str], typer.Option(help="The caption; for one sound it may be repeated.")],
-    top: Annotated[int | None, typer.Option(min=1, help="Show so many of the best. Default: all.")] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="Show only the best so many. Default: all.")] = None,
     model: Model = DEFAULT_MODEL,
     revision: Revision = None,
     processor: Processor = None,
@@ -42,7 +42,7 @@ def rank(
 
 
 def matrix(
-    texts: Annotated[Path, typer.Option(help="Captions: one a line, or a table with a column `text` or `caption`.")],
+    texts: Annotated[Path, typer.Option(help="Captions: one per line, or a table with a column `text` or `caption`.")],
     audio: Annotated[list[Path] | None, typer.Argument(help="Sounds.")] = None,
     audio_dir: Annotated[Path | None, typer.Option(help="Folder of sounds, instead of naming them.")] = None,
     output: Annotated[
@@ -58,7 +58,7 @@ def matrix(
     batch_size: BatchSize = 8,
     as_json: AsJson = False,
 ) -> None:
-    """Score every sound with every caption: a row a sound, a column a caption. Each sound is encoded once."""
+    """Score every sound with every caption: one row per sound, one column per caption. Each sound is encoded once."""
     if bool(audio) == (audio_dir is not None):
         raise typer.BadParameter("give either sounds or --audio-dir")
     if heat_map is not None:

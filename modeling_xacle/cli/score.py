@@ -47,7 +47,9 @@ Pairs = Annotated[
 ]
 Audio = Annotated[Path | None, typer.Option(help="One sound, instead of a table.")]
 Text = Annotated[list[str] | None, typer.Option(help="Its caption; may be repeated.")]
-AudioColumn = Annotated[str | None, typer.Option(help="Column of the sounds. Default: wav_file_name, audio or path.")]
+AudioColumn = Annotated[
+    str | None, typer.Option(help="Column of the sounds. Default: wav_file_name, audio, file_name or path.")
+]
 TextColumn = Annotated[str | None, typer.Option(help="Column of the captions. Default: text or caption.")]
 AudioDir = Annotated[Path | None, typer.Option(help="Folder of the table's sounds. Default: the table's own.")]
 Split = Annotated[str | None, typer.Option(help="Split of a dataset that has several.")]
@@ -65,7 +67,7 @@ Revision = Annotated[str | None, typer.Option(help="Revision of a Hub id.")]
 Processor = Annotated[str | None, typer.Option(help="Processor of a CLAP model that comes without one.")]
 MapCosine = Annotated[bool, typer.Option("--map-cosine", help="Map a CLAP model's cosine to 0-10: (c + 1) * 5.")]
 Device = Annotated[str, typer.Option(help="auto (an accelerator if there is one), cpu, cuda, cuda:1, mps.")]
-Precision = Annotated[Dtype, typer.Option(help="Numbers the model computes with.")]
+Precision = Annotated[Dtype, typer.Option(help="Precision to compute in.")]
 BatchSize = Annotated[
     str,
     typer.Option(callback=parse_batch_size, help="Pairs at a time; auto: what the device holds."),

@@ -62,7 +62,7 @@ def find_column(
     found = next((name for name in candidates if name in columns), None)
     if found is None and required:
         raise ValueError(
-            f"{table}: no column {' or '.join(candidates)}; it has {', '.join(columns)}. Rename the column that holds "
-            "it."
+            f"{table}: no column {' or '.join(candidates)}; it has {', '.join(columns)}. Rename one of them, or "
+            "name it where there is an option for it."
         )
     return found

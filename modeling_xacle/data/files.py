@@ -89,7 +89,7 @@ def check_replaceable(output: Path) -> None:
     card = output / CARD
     written = read_metadata(card).get(MANIFEST)
     if written is None:
-        raise ValueError(f"{output}: exists and is not a dataset that this wrote; choose another output.")
+        raise ValueError(f"{output}: exists and was not written by this command; choose another output.")
     added = sorted(entry.name for entry in output.iterdir() if entry.name not in (CARD, *written))
     if added:
         raise ValueError(f"{output}: holds files that would be lost, move them first: {', '.join(added)}.")

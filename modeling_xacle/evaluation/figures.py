@@ -107,7 +107,7 @@ def draw_scatter(predictions: np.ndarray, references: np.ndarray, evaluation: Ma
         order = density.argsort()
         style = {"cmap": DENSITY_COLOURS, "s": np.clip(POINT_INK / len(order), 5, 30), "lw": 0, "rasterized": True}
         points = axes.scatter(predictions[order], references[order], c=density[order], vmin=0, vmax=1, **style)
-        figure.colorbar(points, ax=axes, label="pairs near, of the most", shrink=0.8)
+        figure.colorbar(points, ax=axes, label="relative density", shrink=0.8)
         if same_scale:
             axes.plot(x_limits, y_limits, color=GREY, lw=0.8, ls="--", label="identity")
             axes.set_aspect("equal")

@@ -37,7 +37,7 @@ MAX_AUDIO_BYTES = 8 * 2**20
 CSS_INCH = 100  # pixels of a page for an inch of a figure
 
 CAPTIONS = {
-    "scatter": "Predictions against the listeners' means; the darker, the more pairs are near.",
+    "scatter": "Predictions against the listeners' means; darker where pairs are dense.",
     "residuals": "Errors by the predicted score, with means of equal shares of the pairs, and their distribution.",
     "bands": "Errors by the listeners' mean: a system that shrinks to the middle is too high on the left, too low on "
     "the right.",

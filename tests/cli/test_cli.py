@@ -182,12 +182,15 @@ finally:
         (["calibrate", "--help"], 0, "isotonic"),
         (["score", "--nonsense"], 2, "No such option"),
         (["scores"], 2, "No such command"),
+        (["score", "--text", "a"], 2, "give either --audio and --text, or a table and --output"),
+        (["compare", "a.csv", "--reference", "r.csv"], 2, "give two tables of predictions or more"),
+        (["calibrate", "-o", "map.json"], 2, "give either a table of predictions and its reference, or --load"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_help_and_mistakes_do_not_wait_for_pytorch(arguments, code, words):
     command = [sys.executable, "-c", AS_INSTALLED, *arguments]
-    environment = os.environ | {"COLUMNS": "200", "PYTHONPATH": str(ROOT)}
+    environment = os.environ | {"COLUMNS": "300", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
     assert "AssertionError" not in done.stderr
     assert done.returncode == code, done.stderr

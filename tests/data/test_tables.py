@@ -40,6 +40,17 @@ def test_a_column_that_the_first_row_lacks_is_kept(suffix, tmp_path):
     assert [row["notes"] for row in rows_of(tmp_path / f"t{suffix}")][1] == "cut"
 
 
+def test_breaks_of_lines_stay_within_their_cells(suffix, tmp_path):
+    rows = [{"id": "a", "text": text} for text in ("A dog\rbarks", "a\nbell", "rain\r\nfalls", "a, b")]
+    write_table(tmp_path / f"t{suffix}", rows)
+    assert rows_of(tmp_path / f"t{suffix}") == rows
+
+
+def test_numbers_that_parquet_cannot_hold_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"t\.parquet: Parquet cannot hold"):
+        write_table(tmp_path / "t.parquet", [{"id": 2**70}])
+
+
 def test_the_path_stands_for_the_bytes_of_a_sound(suffix, tmp_path):
     write_table(tmp_path / f"t{suffix}", [{"audio": {"bytes": b"RIFF", "path": "a.wav"}, "score": 1.0}])
     assert rows_of(tmp_path / f"t{suffix}")[0]["audio"] == "a.wav"

@@ -167,6 +167,22 @@ print(feature_extraction_xacle.audio_engine(), installation.torchaudio_problem()
     assert problem in done.stderr
 
 
+def test_beside_a_torchaudio_that_does_not_import_the_command_tells_the_remedy(broken_torchaudio):
+    path = os.pathsep.join([str(broken_torchaudio("raise OSError('another library')")), str(SETUP.parent)])
+    code = """
+import sys, sysconfig
+sys.argv = [sysconfig.get_path("scripts") + "/xacle", "doctor"]
+from modeling_xacle.cli import main
+main()
+"""
+    environment = os.environ | {"PYTHONPATH": path}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 1
+    assert "FAILED, torchaudio 9.9 is installed but does not import" in done.stdout
+    assert "self-check in float32 on cpu: passed" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
 def test_a_torchaudio_that_does_not_import_is_a_finding(xacle, monkeypatch):
     monkeypatch.setattr(diagnostics, "torchaudio_problem", lambda: "torchaudio does not import")
     monkeypatch.setattr(diagnostics, "self_check", list)
