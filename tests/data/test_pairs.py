@@ -85,7 +85,7 @@ def test_only_own_work_is_replaced(tmp_path, rows):
         folder = tmp_path / name.lower()
         folder.mkdir()
         (folder / name).write_text(content)
-        with pytest.raises(ValueError, match="not a dataset that this wrote"):
+        with pytest.raises(ValueError, match="not written by this command"):
             save_dataset(split, folder)
         assert (folder / name).read_text() == content
     (tmp_path / "file").touch()

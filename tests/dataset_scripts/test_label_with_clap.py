@@ -417,5 +417,5 @@ def test_an_output_that_cannot_be_replaced_is_refused_before_any_work(corpus, te
     (tmp_path / "out" / "thesis.txt").write_text("mine")
     code, _, stderr = run(corpus, "--teacher", teacher_folder, "-o", tmp_path / "out")
     assert code == 1
-    assert "exists and is not a dataset" in stderr
+    assert "exists and was not written by this command" in stderr
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
