@@ -50,6 +50,8 @@ def options(
 def main() -> None:
     """Run the command; a user's mistake ends in one line and exit code 1, without a traceback."""
     os.environ.setdefault("TQDM_DISABLE", "1")  # bars that do not ask for themselves, as Transformers' of loading
+    if "transformers" in sys.modules:  # which has looked at the environment already
+        sys.modules["transformers"].utils.logging.disable_progress_bar()
     try:
         app()
     except (ValueError, TypeError, OSError) as error:

@@ -206,7 +206,7 @@ def _csv_writer(file: IO[str], columns: Sequence[str], delimiter: str = ",") -> 
 
     def write(cells: Sequence[Any]) -> None:
         """A carriage return ends a line too, but `csv` quotes a cell for line feeds alone."""
-        (quoted if any("\r" in str(cell) for cell in cells) else plain).writerow(cells)
+        (quoted if any(isinstance(cell, str) and "\r" in cell for cell in cells) else plain).writerow(cells)
 
     write(columns)
     yield lambda row: write([_cell(row[name]) for name in columns])
