@@ -15,8 +15,8 @@ import math
 import re
 import sys
 from collections import Counter
-from contextlib import redirect_stdout
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,15 +25,13 @@ import torch
 import typer
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
-from train_teacher import BF16_HELP, read_split, training_arguments
+from training import BF16_HELP, read_split, store_features, train
 from transformers import (
     DataCollatorForLanguageModeling,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen2Tokenizer,
-    Trainer,
     set_seed,
 )
 
@@ -44,7 +42,6 @@ from modeling_xacle.data.pairs import load_pairs
 from modeling_xacle.feature_extraction_xacle import XacleFeatureExtractor
 from modeling_xacle.judges.embeddings import PairIndex
 from modeling_xacle.modeling_beats import BeatsForAudioClassification, BeatsModel
-from modeling_xacle.speed import fast_forms
 
 NUM_MEL_BINS = 32
 MAX_TEXT_TOKENS = 1024
@@ -136,38 +133,9 @@ def word_targets(clips: list[set[str]], words: list[str]) -> np.ndarray:
     return np.array([[word in clip for word in words] for clip in clips], dtype=np.float32)
 
 
-class LogMels(Dataset):
-    """Spectrogram of each clip, of shape `(num_frames, num_mel_bins)`, or in words why there is none."""
-
-    def __init__(self, extractor: XacleFeatureExtractor, index: PairIndex):
-        self.extractor, self.index = extractor, index
-
-    def __len__(self) -> int:
-        return len(self.index.clip_keys)
-
-    def __getitem__(self, clip: int) -> torch.Tensor | str:
-        try:
-            waveform, _ = self.extractor.load(self.index.audio(clip))
-        except (OSError, ValueError, TypeError) as error:
-            return str(error)
-        return self.extractor.log_mel(self.extractor.fit(waveform)[None])[0]  # (1, samples) -> (T, F)
-
-
-def compute_features(extractor: XacleFeatureExtractor, index: PairIndex, file: Path, num_workers: int) -> np.ndarray:
-    """Spectrograms of all clips, float16 of shape `(num_clips, num_frames, num_mel_bins)`, in a file."""
-    num_frames = extractor.log_mel(extractor.fit(torch.zeros(0))[None]).shape[1]
-    shape = (len(index.clip_keys), num_frames, extractor.feature_size)
-    features = np.lib.format.open_memmap(file, mode="w+", dtype=np.float16, shape=shape)
-    loader = DataLoader(LogMels(extractor, index), batch_size=None, num_workers=num_workers)
-    broken = []
-    for clip, result in enumerate(tqdm(loader, desc="features", unit="clip", disable=None)):
-        if isinstance(result, str):
-            broken.append(result)
-        else:
-            features[clip] = result
-    if broken:
-        raise ValueError(f"{len(broken)} clips cannot be read; repair or remove them:\n  " + "\n  ".join(broken))
-    return features
+def log_mel(extractor: XacleFeatureExtractor, audio: Any) -> torch.Tensor:
+    """Spectrogram of a clip, of shape `(num_frames, num_mel_bins)`."""
+    return extractor(audio, return_notes=True)["input_features"][0]
 
 
 class LabelledClips(Dataset):
@@ -193,16 +161,6 @@ def tokenize(tokenizer: Qwen2Tokenizer, captions: list[str]) -> list[dict[str, l
     """Each caption's tokens and the end-of-text token, as the language model's inputs."""
     ids = tokenizer(captions, truncation=True, max_length=MAX_TEXT_TOKENS - 1)["input_ids"]
     return [{"input_ids": [*caption, tokenizer.eos_token_id]} for caption in ids]
-
-
-def train(model: PreTrainedModel, dataset: Any, collator: Any, folder: Path, **settings: Any) -> list[float]:
-    """Train a model that computes its own loss, with files of the run in a folder; the mean loss of each epoch."""
-    arguments = training_arguments(folder, **settings)
-    trainer = Trainer(model=model, args=arguments, train_dataset=dataset, data_collator=collator)
-    with redirect_stdout(sys.stderr), fast_forms(model):  # stderr is where the progress bar is
-        trainer.train()
-    model.eval()
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
 @torch.inference_mode()
@@ -262,7 +220,7 @@ def train_beats(
     clips = {split: words_of_clips(index) for split, index in splits.items()}
     words = choose_words(next(iter(clips.values())), min_clips)
     features = {
-        split: compute_features(extractor, index, folder / f"{split}.npy", num_workers)
+        split: store_features(partial(log_mel, extractor), index, folder / f"{split}.npy", num_workers)
         for split, index in splits.items()
     }
     targets = {split: word_targets(clips[split], words) for split in splits}

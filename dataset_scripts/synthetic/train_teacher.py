@@ -11,18 +11,17 @@ that is longer than 10 s, training hears the beginning.
 
 import json
 import sys
-from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import torch
 import typer
-from datasets import DatasetDict
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
+from torch.utils.data import Dataset
+from training import BF16_HELP, read_split, store_features, train
 from transformers import (
     ClapConfig,
     ClapFeatureExtractor,
@@ -30,20 +29,18 @@ from transformers import (
     ClapProcessor,
     PreTrainedTokenizerFast,
     Trainer,
-    TrainingArguments,
     set_seed,
 )
 
 from modeling_xacle.data.files import is_free, replace_folder, saving, unfinished_folder
-from modeling_xacle.data.pairs import check_rows, load_pairs
-from modeling_xacle.judges.clap import ClapTeacher, separation_auc
-from modeling_xacle.judges.embeddings import ClipFeatures, PairIndex
+from modeling_xacle.data.pairs import load_pairs
+from modeling_xacle.judges.clap import ClapTeacher, clip_features, separation_auc
+from modeling_xacle.judges.embeddings import PairIndex
 
 # In the order of the ids that ClapTextConfig takes for granted.
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>"]
 MAX_CAPTION_TOKENS = 128
 MAX_TEST_CLIPS = 1000
-BF16_HELP = "Multiply matrices in bfloat16: faster on GPUs, and on CPUs that have instructions for it."
 
 
 def train_tokenizer(captions: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -109,26 +106,9 @@ def make_model(vocab_size: int) -> ClapModel:
     return ClapModel(ClapConfig(audio_config=audio_config, text_config=text_config, projection_dim=128))
 
 
-def compute_features(extractor: ClapFeatureExtractor, index: PairIndex, file: Path, num_workers: int) -> np.ndarray:
-    """
-    Features of the first window of each clip, of shape `(num_clips, 1, num_frames, num_mel_bins)`, in a file that need
-    not fit into memory: half precision is fine enough for decibels.
-    """
-    num_clips = len(index.clip_keys)
-    num_frames = extractor.nb_max_samples // extractor.hop_length + 1
-    shape = (num_clips, 1, num_frames, extractor.feature_size)
-    features = np.lib.format.open_memmap(file, mode="w+", dtype=np.float16, shape=shape)
-    clips = ClipFeatures(extractor, index.audio, range(num_clips))
-    loader = DataLoader(clips, batch_size=None, num_workers=num_workers)
-    broken = []
-    for clip, result in enumerate(tqdm(loader, desc="features", unit="clip", disable=None)):
-        if isinstance(result, str):
-            broken.append(result)
-        else:
-            features[clip] = result[0][0]
-    if broken:
-        raise ValueError(f"{len(broken)} clips cannot be read; repair or remove them:\n  " + "\n  ".join(broken))
-    return features
+def first_window(extractor: ClapFeatureExtractor, audio: Any) -> torch.Tensor:
+    """Features of the first window of a clip, of shape `(1, num_frames, num_mel_bins)`."""
+    return clip_features(extractor, audio)[0][0]
 
 
 class CaptionedClips(Dataset):
@@ -235,23 +215,6 @@ def retrieval_figures(teacher: ClapTeacher, index: PairIndex, split: str) -> dic
     }
 
 
-def training_arguments(folder: Path, **settings: Any) -> TrainingArguments:
-    """What every run has in common; no checkpoints, since a run that was killed starts again in minutes."""
-    has_accelerator = torch.accelerator.is_available()
-    return TrainingArguments(
-        output_dir=str(folder),
-        warmup_steps=0.1,
-        lr_scheduler_type="cosine",
-        logging_strategy="epoch",
-        save_strategy="no",
-        remove_unused_columns=False,
-        dataloader_pin_memory=has_accelerator,
-        use_cpu=not has_accelerator,  # without which bf16 is refused on a CPU
-        report_to="none",
-        **settings,
-    )
-
-
 def check_output(output: Path) -> None:
     """Refuse to replace what is not an earlier teacher."""
     if is_free(output):
@@ -259,39 +222,6 @@ def check_output(output: Path) -> None:
     config = output / "config.json"
     if not config.is_file() or json.loads(config.read_text()).get("model_type") != "clap":
         raise ValueError(f"{output}: exists and is not a CLAP model; choose another output.")
-
-
-def read_split(splits: DatasetDict, name: str, source: str) -> PairIndex:
-    """The clips and captions of one split, checked."""
-    if name not in splits:
-        raise ValueError(f"{source}: no split {name}; it has {', '.join(splits)}. Choose one with --split.")
-    problems = check_rows(splits[name])
-    if problems:
-        raise ValueError(f"{source}, split {name}: {len(problems)} problems:\n  " + "\n  ".join(problems))
-    return PairIndex(DatasetDict({name: splits[name]}))
-
-
-def train(
-    model: ClapModel,
-    processor: ClapProcessor,
-    index: PairIndex,
-    split: str,
-    folder: Path,
-    num_workers: int,
-    **settings: Any,
-) -> list[float]:
-    """Train the model on the rows of a split, with files of the run in a folder; the mean loss of each epoch."""
-    features = compute_features(processor.feature_extractor, index, folder / "features.npy", num_workers)
-    tokens = processor.tokenizer(index.captions, truncation=True)["input_ids"]
-    trainer = ContrastiveTrainer(
-        model=model,
-        args=training_arguments(folder / "run", **settings),
-        train_dataset=CaptionedClips(features, tokens, index.rows[split]),
-        data_collator=Collator(processor.tokenizer),
-    )
-    with redirect_stdout(sys.stderr):  # where the progress bar is
-        trainer.train()
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
 def main(
@@ -323,7 +253,11 @@ def main(
         "bf16": bf16,
     }
     with unfinished_folder(output) as folder:
-        losses = train(model, processor, index, split, folder, num_workers, **settings)
+        features = store_features(
+            partial(first_window, processor.feature_extractor), index, folder / "features.npy", num_workers
+        )
+        clips = CaptionedClips(features, tokenizer(index.captions, truncation=True)["input_ids"], index.rows[split])
+        losses = train(model, clips, Collator(tokenizer), folder / "run", ContrastiveTrainer, **settings)
         with saving(folder / "teacher"):
             model.save_pretrained(folder / "teacher")
             processor.save_pretrained(folder / "teacher")

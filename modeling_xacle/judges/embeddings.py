@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
-from transformers import ClapFeatureExtractor
 
 from ..checkpoints.fingerprints import audio_key
 from ..data.files import whole_file
@@ -110,24 +110,24 @@ class EmbeddingShards:
 
 class ClipFeatures(Dataset):
     """
-    What [`clip_features`] gives for each of some clips, or in words why a clip has none; for a `DataLoader`, whose
-    worker processes then do the loading.
+    The features of each of some clips, or in words why a clip has none; for a `DataLoader`, whose worker processes then
+    do the loading.
 
     Args:
-        extractor (`ClapFeatureExtractor`): Of the model that will see the features.
+        features_of (callable): Features of a sound, such as [`clip_features`] with an extractor.
         get_audio (callable): Gives the audio of a clip for its index, in a form that [`load_waveform`] takes.
         items (`range`): Indices of the clips.
     """
 
-    def __init__(self, extractor: ClapFeatureExtractor, get_audio: Callable[[int], Any], items: range):
-        self.extractor, self.get_audio, self.items = extractor, get_audio, items
+    def __init__(self, features_of: Callable[[Any], Any], get_audio: Callable[[int], Any], items: range):
+        self.features_of, self.get_audio, self.items = features_of, get_audio, items
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor] | str:
+    def __getitem__(self, index: int) -> Any | str:
         try:
-            return clip_features(self.extractor, self.get_audio(self.items[index]))
+            return self.features_of(self.get_audio(self.items[index]))
         except (OSError, ValueError, TypeError) as error:
             return str(error)
 
@@ -153,7 +153,7 @@ def embed_clips(
     """
     for path, items, bar in _with_progress(shards, "clips", show_progress):
         embeddings, broken = torch.zeros(len(items), teacher.embedding_size), {}
-        dataset = ClipFeatures(teacher.feature_extractor, get_audio, items)
+        dataset = ClipFeatures(partial(clip_features, teacher.feature_extractor), get_audio, items)
         start = 0
         for batch in DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=list):
             good = [index for index, clip in enumerate(batch) if not isinstance(clip, str)]
