@@ -1,24 +1,24 @@
 """
-Pseudo-labels for stage 2: captioned clips, and the same clips with captions of others, each pair with the cosine that a
-CLAP teacher gives it.
+Make pseudo-labels for stage 2: captioned clips, with their own captions and with those of other clips, each pair with
+the cosine that a CLAP teacher gives it.
 
     python dataset_scripts/label_with_clap.py data/aac --teacher runs/teacher -o data/clap_pseudo
     accelerate launch dataset_scripts/label_with_clap.py data/aac \
         --teacher sarulab-speech/human-clap-wsce-mae --processor laion/clap-htsat-fused -o data/clap_pseudo
 
-Each clip and each distinct caption is embedded once, in shards that several processes share and that a later run finds
-again; pairs are then scored by products of embeddings. Negatives are drawn within a split, for each caption of a clip:
-captions of other clips, at random or (--hard of them) near in the teacher's text space; never one with the words of a
-caption of the clip. They keep the score that the teacher gives them. Which captions are drawn depends on --seed (and
-with --hard on the teacher); the number of processes, the batch size and the machine change scores by rounding, some
-1e-7.
+Each clip and each distinct caption is embedded once, in shards that several processes share and that later runs reuse;
+pairs are then scored by products of embeddings. Negatives are drawn within a split, for each caption of a clip: they
+are captions of other clips, drawn at random or (--hard of them) from those near in the teacher's text space, but never
+one with the same words as a caption of the clip. They keep the score that the teacher gives them. The draw depends on
+--seed (and with --hard on the teacher); the number of processes, the batch size and the machine change scores only by
+rounding, some 1e-7.
 
 A label is the teacher's cosine, in [-1, 1]. With several teachers, each one's cosines are brought to mean 0 and
 deviation 1 over all pairs and averaged; the average is scaled back by the mean of their deviations and shifted by the
-mean of their means, so that equal teachers give their own cosines. Should this leave [-1, 1], deviations from the mean
-are shrunk by the one factor that makes the farthest fit: the order of the pairs is always that of the average.
+mean of their means, so that equal teachers give their own cosines. If this leaves [-1, 1], all deviations from the mean
+are shrunk by the factor that makes the farthest one fit, so the pairs keep the order of the average.
 
-Repeat --teacher, and as often --processor if needed at all ("" is the teacher's own), for several teachers.
+For several teachers, repeat --teacher, and --processor as often if it is needed ("" is the teacher's own).
 """
 
 import io
@@ -45,20 +45,20 @@ from modeling_xacle.data.tables import markdown_table
 from modeling_xacle.judges.clap import ClapTeacher, score_pairs, separation_auc
 from modeling_xacle.judges.embeddings import EmbeddingShards, PairIndex, embed_captions, embed_clips
 
-# One process may wait for another that has more left to do after an interruption.
+# After an interruption, one process may wait for another that has more left to do.
 LONGEST_WAIT = timedelta(days=2)
 QUANTILES = {"min": 0, "5 %": 5, "25 %": 25, "median": 50, "75 %": 75, "95 %": 95, "max": 100}
 
 
 def combine_teachers(cosines: np.ndarray) -> np.ndarray:
     """
-    One label of several teachers' cosines, by the rule that this script's docstring gives.
+    Combine several teachers' cosines into one label, by the rule in this script's docstring.
 
     Args:
         cosines (`np.ndarray` of shape `(num_teachers, num_pairs)`): In [-1, 1].
 
     Returns:
-        `np.ndarray` of shape `(num_pairs,)`, in [-1, 1]; of a single teacher, its cosines unchanged.
+        `np.ndarray` of shape `(num_pairs,)`, in [-1, 1]; a single teacher's cosines are unchanged.
     """
     if len(cosines) == 1:
         return cosines[0]
@@ -72,7 +72,7 @@ def combine_teachers(cosines: np.ndarray) -> np.ndarray:
 
 
 def describe(scores: np.ndarray) -> dict[str, float]:
-    """Number, mean, deviation and quantiles of scores of shape `(num_pairs,)`."""
+    """Returns number, mean, deviation and quantiles of scores of shape `(num_pairs,)`."""
     if not len(scores):
         return {"pairs": 0}
     quantiles = np.percentile(scores, list(QUANTILES.values()))
@@ -98,23 +98,23 @@ class Labelled:
     labels: np.ndarray
 
     def kinds(self, scores: np.ndarray) -> dict[str, np.ndarray]:
-        """Of scores of shape `(num_rows, 1 + count)`, those of positives and of negatives, each flat."""
+        """Splits scores of shape `(num_rows, 1 + count)` into those of positives and of negatives, each flat."""
         return {"positives": scores[:, 0], "negatives": scores[:, 1:].flatten()}
 
     def auc(self, scores: np.ndarray) -> float:
-        """How well scores of shape `(num_rows, 1 + count)` tell positives from negatives."""
+        """Measures how well scores of shape `(num_rows, 1 + count)` tell positives from negatives."""
         return round(separation_auc(*self.kinds(scores).values()), 4)
 
 
 @dataclass
 class Embedded:
     """
-    What one teacher makes of a corpus.
+    One teacher's embeddings of a corpus.
 
     Args:
         teacher (`str`), processor (`str`): Folders or Hub ids.
-        fingerprint (`str`): Of the model and its processor.
-        clips (`EmbeddingShards`), captions (`EmbeddingShards`): In the order of the index.
+        fingerprint (`str`): Digest of the model and its processor.
+        clips (`EmbeddingShards`), captions (`EmbeddingShards`): Embeddings in the order of the index.
     """
 
     teacher: str
@@ -134,7 +134,7 @@ def embed_corpus(
     batch_size: int,
     num_workers: int,
 ) -> Embedded:
-    """Let a teacher embed this process's share of it all; files of the others' may still be missing."""
+    """Let a teacher embed this process's share of the corpus; other processes' files may still be missing."""
     model = ClapTeacher.from_pretrained(teacher, processor, state.device)
     place = folder / model.fingerprint[:16]
     clips = EmbeddingShards(place, "clips", index.clip_keys, shard_size)
@@ -157,13 +157,13 @@ def label_pairs(
 
     Args:
         index (`PairIndex`): All clips and captions.
-        corpora (list of `Embedded`): From each teacher.
+        corpora (list of `Embedded`): One for each teacher.
         unusable (set of `int`): Clips without an embedding; their rows are left out.
         how (`Negatives`): How negatives are drawn.
         device (`torch.device`): Where products are computed.
 
     Returns:
-        The pairs of each split that has any.
+        The pairs of each split that still has any.
     """
     kept = {split: np.flatnonzero(~np.isin(rows[:, 0], list(unusable))) for split, rows in index.rows.items()}
     kept = {split: numbers for split, numbers in kept.items() if len(numbers)}
@@ -188,7 +188,7 @@ def label_pairs(
 
 
 def make_splits(index: PairIndex, labelled: dict[str, Labelled], default_source: str) -> DatasetDict:
-    """The dataset: every row followed by its negatives, which have its id with a number, its sound and its source."""
+    """Makes the dataset: each row is followed by its negatives, with its sound, its source and its id plus a number."""
     splits = DatasetDict()
     for split, part in labelled.items():
         original = index.splits[split]
@@ -209,7 +209,7 @@ def make_splits(index: PairIndex, labelled: dict[str, Labelled], default_source:
 
 
 def make_report(corpora: list[Embedded], labelled: dict[str, Labelled], left_out: list[str]) -> dict[str, Any]:
-    """How labels are distributed, how well they and each teacher tell positives from negatives, what is left out."""
+    """Reports how labels are distributed, how well they and the teachers separate negatives, and what is left out."""
     teachers = []
     for number, corpus in enumerate(corpora):
         cosines = np.concatenate([part.cosines[number].flatten() for part in labelled.values()])
@@ -233,7 +233,7 @@ def make_report(corpora: list[Embedded], labelled: dict[str, Labelled], left_out
 
 
 def draw_histograms(labelled: dict[str, Labelled]) -> bytes:
-    """A PNG image: for each split, how the labels of positives and of negatives are distributed."""
+    """Draws, as a PNG image, how the labels of positives and of negatives are distributed in each split."""
     figure = Figure(figsize=(7, 2.8 * len(labelled)), layout="constrained")
     axes = figure.subplots(len(labelled), squeeze=False).flat
     for axis, (split, part) in zip(axes, labelled.items(), strict=True):
@@ -249,7 +249,7 @@ def draw_histograms(labelled: dict[str, Labelled]) -> bytes:
 
 
 def summarize(report: dict[str, Any]) -> str:
-    """Tables of the labels and of the teachers, in Markdown."""
+    """Returns tables of the labels and of the teachers, in Markdown."""
     teachers = [{**row, "AUC": ", ".join(f"{s} {auc}" for s, auc in row["AUC"].items())} for row in report["teachers"]]
     separation = ", ".join(f"{split} {auc}" for split, auc in report["AUC"].items())
     return "\n".join(
@@ -264,7 +264,7 @@ def summarize(report: dict[str, Any]) -> str:
 
 
 def make_card(dataset: str, how: Negatives, summary: str) -> str:
-    """Text of the dataset's README.md."""
+    """Returns the text of the dataset's README.md."""
     near = f"{how.hard} of them of the {how.hard_pool} nearest in the teacher's text space, "
     return (
         f"# Pseudo-labelled pairs: {dataset_name(dataset)}\n\n"
@@ -278,7 +278,7 @@ def make_card(dataset: str, how: Negatives, summary: str) -> str:
 
 
 def check_input(splits: DatasetDict, name: str, allow_missing: bool) -> None:
-    """Refuse a dataset without rows, with repeated ids, empty captions or, unless allowed, clips that are not there."""
+    """Refuse a dataset without rows, with repeated ids, empty captions or, unless allowed, missing clips."""
     if not any(map(len, splits.values())):
         raise ValueError(f"{name}: has no rows.")
     problems = [
@@ -295,10 +295,10 @@ def find_unusable(
     index: PairIndex, corpora: list[Embedded], name: str, allow_missing: bool
 ) -> tuple[set[int], list[str]]:
     """
-    Clips that have no embedding, and a line for each of their rows.
+    Find the clips that have no embedding, and make a line for each of their rows.
 
     Raises:
-        ValueError: There are such clips, and that is not allowed.
+        ValueError: There are such clips, which is not allowed.
     """
     reasons = {clip: reason for corpus in corpora for clip, reason in corpus.clips.read()[1].items()}
     lines = [
@@ -316,7 +316,7 @@ def find_unusable(
 
 
 def match_processors(teachers: list[str], processors: list[str]) -> list[tuple[str, str]]:
-    """Each teacher with the processor named for it, or with itself."""
+    """Pairs each teacher with the processor named for it, or with itself."""
     if processors and len(processors) != len(teachers):
         raise ValueError(
             f'{len(teachers)} teachers and {len(processors)} processors: name one for each, "" for its own, or none.'

@@ -1,4 +1,4 @@
-"""Captions of other clips for each row of a dataset: at random, or near in a teacher's text space."""
+"""Draws captions of other clips for each row of a dataset: at random, or near in a teacher's text space."""
 
 import re
 from collections import defaultdict
@@ -12,11 +12,11 @@ import torch
 
 from modeling_xacle.judges.embeddings import PairIndex
 
-# Similarities held at a time while near captions are looked for: 256 MB.
+# Similarities held at a time in the search for near captions: 256 MB.
 SIMILARITIES_PER_CHUNK = 2**26
 WORD = re.compile(r"\w+")
 
-# For a row's caption and the captions ruled out, the candidates for its negatives, best first.
+# Takes a row's caption and the captions that are ruled out; gives candidates for its negatives, best first.
 Candidates = Callable[[np.random.Generator, int, set[int]], np.ndarray]
 
 
@@ -26,10 +26,10 @@ class Negatives:
     How captions of other clips are drawn.
 
     Args:
-        count (`int`): For each row.
-        hard (`int`): How many of these are drawn from the nearest captions; the others from all.
-        hard_pool (`int`): From how many of the nearest.
-        seed (`int`): Same seed, same captions.
+        count (`int`): Captions per row.
+        hard (`int`): How many of these are drawn from the nearest captions; the others are drawn from all.
+        hard_pool (`int`): How many nearest captions to draw from.
+        seed (`int`): The same seed gives the same captions.
     """
 
     count: int = 3
@@ -39,13 +39,13 @@ class Negatives:
 
 
 def same_text_as(captions: list[str]) -> np.ndarray:
-    """For each caption, of shape `(num_captions,)`, the first one with the same words, in any case and punctuation."""
+    """Returns for each caption the first with the same words, whatever case and punctuation: `(num_captions,)`."""
     first: dict[str, int] = {}
     return np.array([first.setdefault(" ".join(WORD.findall(text.casefold())), i) for i, text in enumerate(captions)])
 
 
 def captions_of_clips(index: PairIndex, texts: np.ndarray) -> dict[int, set[int]]:
-    """For each clip, its captions in any split, of those in `texts` of shape `(num_captions,)`."""
+    """Returns for each clip its captions in any split, as their entries in `texts`, of shape `(num_captions,)`."""
     own: dict[int, set[int]] = defaultdict(set)
     for rows in index.rows.values():
         for clip, caption in rows.tolist():
@@ -55,10 +55,10 @@ def captions_of_clips(index: PairIndex, texts: np.ndarray) -> dict[int, set[int]
 
 def nearest_captions(embeddings: torch.Tensor, queries: np.ndarray, pool: np.ndarray, count: int) -> np.ndarray:
     """
-    The captions of the pool nearest to each query, nearest first, of shape `(num_queries, count)`.
+    Find the pool's captions nearest to each query, nearest first, of shape `(num_queries, count)`.
 
     Args:
-        embeddings (`torch.Tensor` of shape `(num_captions, embedding_size)`): Of unit length, of all captions.
+        embeddings (`torch.Tensor` of shape `(num_captions, embedding_size)`): All captions', of unit length.
         queries (`np.ndarray` of shape `(num_queries,)`), pool (`np.ndarray` of shape `(pool_size,)`): Captions.
         count (`int`): At most the size of the pool.
     """
@@ -74,7 +74,7 @@ def nearest_captions(embeddings: torch.Tensor, queries: np.ndarray, pool: np.nda
 def random_candidates(
     pool: np.ndarray, count: int, generator: np.random.Generator, caption: int, ruled_out: set[int]
 ) -> np.ndarray:
-    """Captions of the pool, of shape `(pool_size,)`, in random order: enough that `count` remain."""
+    """Returns captions of the pool, of shape `(pool_size,)`, in random order: enough that `count` remain."""
     return generator.choice(pool, size=min(count + len(ruled_out), len(pool)), replace=False)
 
 
@@ -86,11 +86,11 @@ def hard_candidates(
     ruled_out: set[int],
 ) -> np.ndarray:
     """
-    Of the captions nearest to a caption, of shape `(num_nearest,)`, the first `hard_pool` that are not ruled out, in
-    random order.
+    Returns, in random order, the first `hard_pool` captions that are not ruled out among those nearest to a caption,
+    of shape `(num_nearest,)`.
     """
     allowed = [near for near in nearest[caption].tolist() if near not in ruled_out][:hard_pool]
-    # Sorted, so that the draw depends on which captions are near and not on ties among them.
+    # Sorted, so that the draw depends on which captions are near, not on ties among them.
     return generator.permutation(sorted(allowed))
 
 
@@ -98,13 +98,13 @@ def draw_negatives(
     rows: np.ndarray, own: dict[int, set[int]], sources: list[tuple[Candidates, int]], seed: int
 ) -> np.ndarray:
     """
-    Captions of other clips for each row of a split; no clip gets a caption twice.
+    Draw captions of other clips for each row of a split; no clip gets a caption twice.
 
     Args:
         rows (`np.ndarray` of shape `(num_rows, 2)`): Clip and caption.
         own (dict of sets): Captions of each clip.
         sources (list of `tuple[callable, int]`): Where captions are drawn from, and how many for each row.
-        seed (`int`): The draw for a clip depends on this and on the clip only.
+        seed (`int`): The draw for a clip depends only on this and on the clip.
 
     Returns:
         `np.ndarray` of shape `(num_rows, num_negatives)`.
@@ -135,12 +135,12 @@ def choose_negatives(
     index: PairIndex, rows: dict[str, np.ndarray], text_embeddings: torch.Tensor, how: Negatives
 ) -> dict[str, np.ndarray]:
     """
-    Negatives for the rows of each split, drawn from the captions of that split.
+    Draw negatives for the rows of each split from the captions of that split.
 
     Args:
         index (`PairIndex`): All clips and captions.
         rows (dict of `np.ndarray` of shape `(num_rows, 2)`): Clip and caption of the rows that are kept.
-        text_embeddings (`torch.Tensor` of shape `(num_captions, embedding_size)`): For near ones.
+        text_embeddings (`torch.Tensor` of shape `(num_captions, embedding_size)`): Tell which captions are near.
         how (`Negatives`): How they are drawn.
 
     Returns:
@@ -155,7 +155,7 @@ def choose_negatives(
         if how.hard:
             queries = np.unique(pairs[:, 1])
             most_rows = np.unique(pairs[:, 0], return_counts=True)[1].max()
-            # So many that enough remain when a clip's own captions and its other negatives are ruled out.
+            # Enough must remain when a clip's own captions and its other negatives are ruled out.
             needed = how.hard_pool + max(map(len, own.values())) + how.count * most_rows
             nearest = nearest_captions(text_embeddings, queries, pool, int(min(needed, len(pool))))
             nearest_of = dict(zip(queries.tolist(), nearest, strict=True))

@@ -1,23 +1,23 @@
 """
-Captioned sounds for stages 1 and 2: AudioCaps, VGGSound with AudioSetCaps captions, and any table of your own.
+Prepare captioned sounds for stages 1 and 2: AudioCaps, VGGSound with AudioSetCaps captions, and tables of your own.
 
     python dataset_scripts/prepare_aac.py -o data/aac \
         --audiocaps train.csv --audiocaps val.csv --audiocaps-clips AudioCaps/ \
         --vggsound VGGSound_AudioSetCaps_caption.csv --vggsound-clips VGGSound/ \
         --table my_sounds/
 
-AudioCaps' tables have `audiocap_id,youtube_id,start_time,caption`, AudioSetCaps' `id,caption`. Their clips are looked
-for in the folder and all below it, under these names, as .wav, .flac, .mp3, .ogg, .opus, .aif, .aiff, .au or .w64:
+AudioCaps' tables have `audiocap_id,youtube_id,start_time,caption`, AudioSetCaps' `id,caption`. Their clips are searched
+in the folder and all below it, under these names, as .wav, .flac, .mp3, .ogg, .opus, .aif, .aiff, .au or .w64:
 
     <audiocap_id>                      AudioCaps only
     <youtube_id>_<start>               in seconds: 30, 30.000 or 000030
     <youtube_id>_<start>_<end>
     <youtube_id>
 
-The 11 characters of a YouTube id may have a Y before them, in names and in AudioSetCaps' ids; these may have a start,
-or start and length, after them. A table of your own is a CSV or JSON lines file with an audio and a text column, or a
-folder with `metadata.csv` or `metadata.jsonl`, itself or in its subfolders train, validation and test. Every table goes
-to the split that a word of its name tells (train, val, dev, test, eval, ...) or that stands before it, as in
+In names and in AudioSetCaps' ids, a Y may precede the 11 characters of a YouTube id; in the latter, a start, or start
+and length, may follow. A table of your own is a CSV or JSON lines file with an audio and a text column, or a folder
+with `metadata.csv` or `metadata.jsonl`, in itself or in its subfolders train, validation and test. Every table goes to
+the split that a word in its name means (train, val, dev, test, eval, ...), or that is given before it, as in
 `test=sounds.csv`; otherwise to train.
 
 Pairs without a clip, with several, with a broken one or with an empty caption are listed and left out, and so are exact
@@ -61,7 +61,7 @@ TERMS = (
 
 @dataclass(frozen=True)
 class Candidate:
-    """A row of a table, with the clips that its names may mean."""
+    """A row of a table, with the clips that it may mean."""
 
     id: str
     split: str
@@ -71,7 +71,7 @@ class Candidate:
 
 
 def split_and_path(argument: str) -> tuple[str, Path]:
-    """A table's split and path, from `path` or `split=path`."""
+    """Returns a table's split and path, from `path` or `split=path`."""
     split, _, path = argument.partition("=")
     if path and split in SPLIT_WORDS:
         return split, Path(path)
@@ -83,7 +83,7 @@ def split_and_path(argument: str) -> tuple[str, Path]:
 
 
 def parse_youtube(name: str) -> tuple[str, float | None] | None:
-    """The video and the start in seconds, if given, of a clip's name or id; `None` if it is not a YouTube clip's."""
+    """Returns the video and the start in seconds (if given) in a clip's name or id; `None` if it is no YouTube clip."""
     match = YOUTUBE_NAME.fullmatch(name)
     if match is None:
         return None
@@ -91,7 +91,7 @@ def parse_youtube(name: str) -> tuple[str, float | None] | None:
 
 
 class Clips:
-    """The sounds in a folder and all below it, found by what their names say."""
+    """The sounds in a folder and all below it, indexed by their names."""
 
     def __init__(self, folder: Path):
         if not folder.is_dir():
@@ -103,7 +103,7 @@ class Clips:
             endings = ", ".join(sorted(AUDIO_ENDINGS))
             raise ValueError(f"{folder}: {found or 'no files'}, but none of {endings}; convert them to FLAC.")
         self.used: set[Path] = set()
-        # By the name without its ending; by (video, start), the start `None` if not told; by ("any", video).
+        # By the name without its ending; by (video, start), where start is `None` if not given; by ("any", video).
         self.places: dict[Any, list[Path]] = defaultdict(list)
         for path in self.sounds:
             self.places[path.stem].append(path)
@@ -112,13 +112,13 @@ class Clips:
                 self.places["any", parsed[0]].append(path)
 
     def find(self, keys: Iterable[Any]) -> tuple[Path, ...]:
-        """The clips of the first key that has any."""
+        """Returns the clips of the first key that has any."""
         found = next((tuple(self.places[key]) for key in keys if key in self.places), ())
         self.used.update(found)
         return found
 
     def unused(self) -> dict[str, Any]:
-        """How many sounds were never found, and some of them."""
+        """Says how many sounds no row has asked for, and lists some of them."""
         paths = [str(path) for path in self.sounds if path not in self.used]
         return {"count": len(paths), "examples": paths[:SHOWN]}
 
@@ -130,7 +130,7 @@ def check_columns(columns: list[str], needed: Iterable[str], table: Path) -> Non
 
 
 def read_audiocaps(tables: list[str], clips: Clips) -> Iterator[Candidate]:
-    """Rows of AudioCaps."""
+    """Yields the rows of AudioCaps."""
     for split, table in map(split_and_path, tables):
         columns, rows = read_table(table)
         check_columns(columns, AUDIOCAPS_COLUMNS, table)
@@ -143,7 +143,7 @@ def read_audiocaps(tables: list[str], clips: Clips) -> Iterator[Candidate]:
 
 
 def read_vggsound(tables: list[str], clips: Clips) -> Iterator[Candidate]:
-    """Rows of AudioSetCaps; an id without a start means the only clip of its video."""
+    """Yields the rows of AudioSetCaps; an id without a start means the only clip of its video."""
     for split, table in map(split_and_path, tables):
         columns, rows = read_table(table)
         check_columns(columns, AUDIOSETCAPS_COLUMNS, table)
@@ -156,7 +156,7 @@ def read_vggsound(tables: list[str], clips: Clips) -> Iterator[Candidate]:
 
 
 def find_tables(argument: str) -> list[tuple[str, Path, str]]:
-    """Split, path and name of a table, or of those in a folder."""
+    """Returns split, path and name of a table, or of the tables in a folder."""
     split, path = split_and_path(argument)
     if not path.is_dir():
         return [(split, path, path.stem)]
@@ -170,7 +170,7 @@ def find_tables(argument: str) -> list[tuple[str, Path, str]]:
 
 
 def read_tables(arguments: list[str], folder: Path | None) -> Iterator[Candidate]:
-    """Rows of any table with an audio and a text column."""
+    """Yields the rows of any table with an audio and a text column."""
     for split, table, name in (found for argument in arguments for found in find_tables(argument)):
         columns, rows = read_table(table)
         audio, text = find_column(columns, AUDIO_COLUMNS, table), find_column(columns, TEXT_COLUMNS, table)
@@ -185,7 +185,7 @@ def read_tables(arguments: list[str], folder: Path | None) -> Iterator[Candidate
 
 
 def select(candidates: list[Candidate]) -> tuple[dict[str, list[dict[str, Any]]], dict[str, list[str]]]:
-    """Rows of the schema for each split, and the ids that were left out, with reasons."""
+    """Returns rows of the schema for each split, and the ids that were left out, with reasons."""
     refused = unusable_audio(clip for candidate in candidates for clip in candidate.clips)
     splits, left_out = {split: [] for split in SPLIT_WORDS}, defaultdict(list)
     seen, ids = set(), Counter()
@@ -217,7 +217,7 @@ def make_report(
     left_out: dict[str, list[str]],
     clips: dict[str, Clips],
 ) -> dict[str, Any]:
-    """Counts of what was read, kept and left out, what else looks odd, and all that was left out."""
+    """Reports counts of rows read, kept and left out, what else looks odd, and everything that was left out."""
     places = defaultdict(set)
     for split, rows in splits.items():
         for row in rows:
@@ -233,7 +233,7 @@ def make_report(
 
 
 def check_sources(report: dict[str, Any]) -> None:
-    """Refuse a corpus of which nothing is left: its clips are elsewhere, or have names of another kind."""
+    """Refuse a corpus of which nothing is left: its clips are elsewhere, or have other kinds of names."""
     for source, count in report["read"].items():
         if not any(source in sources for sources in report["kept"].values()):
             lines = (line for lines in report["left_out"].values() for line in lines if line.startswith(f"{source}/"))
@@ -245,7 +245,7 @@ def check_sources(report: dict[str, Any]) -> None:
 
 
 def show_offenders(report: dict[str, Any]) -> None:
-    """The first of each kind on stderr; the report has all of them."""
+    """Shows the first of each kind on stderr; the report has all of them."""
     lines = []
     for reason, offenders in report["left_out"].items():
         lines += [f"{len(offenders)} left out, {reason}:", *(f"  {offender}" for offender in offenders[:SHOWN])]
@@ -260,7 +260,7 @@ def show_offenders(report: dict[str, Any]) -> None:
 
 
 def make_card(report: dict[str, Any]) -> str:
-    """Text of the dataset's README.md."""
+    """Returns the text of the dataset's README.md."""
     kept = [f"| {s} | {source} | {n} |" for s, sources in report["kept"].items() for source, n in sources.items()]
     left = [f"- {reason}: {count}" for reason, count in report["left_out_counts"].items()] or ["nothing"]
     head = ["# Captioned sounds", "", "| split | corpus | pairs |", "|---|---|---|", *kept, "", "Left out:", "", *left]
@@ -268,7 +268,7 @@ def make_card(report: dict[str, Any]) -> str:
 
 
 def index_corpora(corpora: dict[str, tuple[list[str] | None, Path | None]]) -> dict[str, Clips]:
-    """The clips of each corpus that has tables."""
+    """Indexes the clips of each corpus that has tables."""
     for name, (tables, folder) in corpora.items():
         if bool(tables) != (folder is not None):
             raise typer.BadParameter(f"--{name} and --{name}-clips need each other")

@@ -1,15 +1,15 @@
 """
-Listener-rated pairs: the XACLE challenge's folders, or the open RELATE ratings, as a dataset for stage 3.
+Prepare listener-rated pairs for stage 3, from the XACLE challenge's folders or the open RELATE ratings.
 
     python dataset_scripts/prepare_xacle.py XACLE_dataset -o data/xacle
     python dataset_scripts/prepare_xacle.py RELATE --relate -o data/relate
 
-For XACLE, give the folder that was unpacked, or one that holds those of several archives: `meta_data/<split>.csv`,
+For XACLE, give the unpacked folder, or one that holds the folders of several archives: `meta_data/<split>.csv`,
 `<split>_average.csv` and `<split>_with_score.csv` beside `wav/<split>/`, for the splits train, validation and test.
 Both spellings of the columns are known; `model_id` of the 2027 set becomes `source`. For RELATE, give the folder with
 `scores/REL.csv`; `RELATE_wave/` is in it or beside it.
 
-`id` is the clip's name in these tables. `score` is the published average, or the mean of the ratings where none is
+`id` is the clip's name in these tables. `score` is the published average, or the mean of the ratings if none is
 published; `label` is score / 5 - 1. Texts stay as they were written.
 """
 
@@ -41,11 +41,11 @@ from modeling_xacle.data.tables import read_table
 SPLITS = ("train", "validation", "test")
 TABLES = ("{split}.csv", "{split}_average.csv", "{split}_with_score.csv")
 
-# What the files say, then what their READMEs say.
+# The names in the files, then those in their READMEs.
 
 RELATE_TABLES = ("REL.csv", "scores/REL.csv", "RELATE/scores/REL.csv")
 RELATE_COLUMNS = ("wavname", "text", "score", "listener_id", "audio type", "in RELATE dataset")
-# Its first release has no such column, but "anchor" as the audio type.
+# The first release has no such column, but "anchor" as the audio type.
 ANCHOR_COLUMN = "anchor label"
 EXCLUDED = "excluded"
 
@@ -63,7 +63,7 @@ SHOWN = 20
 
 @dataclass
 class Pair:
-    """One clip with its caption, and all that the tables say of it."""
+    """One clip with its caption, and all that the tables say about it."""
 
     name: str
     text: str
@@ -75,12 +75,12 @@ class Pair:
 
     @property
     def path(self) -> Path:
-        """Where the clip is, or the first place where it should be."""
+        """Path of the clip, or the first place where it should be."""
         return next((place for place in self.places if place.is_file()), self.places[0])
 
     @property
     def score(self) -> float | None:
-        """The published average, else the mean of the ratings, else nothing."""
+        """The published average, else the mean of the ratings, else None."""
         return statistics.fmean(self.ratings) if self.average is None and self.ratings else self.average
 
 
@@ -89,7 +89,7 @@ class Split:
     """The pairs of a split by their keys, and what was found on the way."""
 
     pairs: dict[Any, Pair] = field(default_factory=dict)
-    # In words, with the key of the pair that it makes unfit for the dataset, if any.
+    # Each problem in words, with the key of the pair that it makes unfit for the dataset, if any.
     problems: dict[str, Any] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
 
@@ -104,7 +104,7 @@ class Split:
         self.problems[f"{self.pairs[key].name}: {reason}"] = key
 
     def add(self, key: Any, pair: Pair) -> Pair:
-        """The pair of this key, which every table must describe alike."""
+        """Adds a pair, or finds the known one with its key; all tables must describe it alike."""
         known = self.pairs.setdefault(key, pair)
         if known is pair and not pair.name:
             self.refuse(key, "a clip without a name")
@@ -118,7 +118,7 @@ class Split:
         return known
 
     def number(self, key: Any, text: str, what: str) -> float:
-        """A score in a table; one that is no number, or off the scale, makes its pair unfit."""
+        """Reads a score; one that is no number, or off the scale, makes its pair unfit."""
         try:
             score = float(text)
         except ValueError:
@@ -128,13 +128,13 @@ class Split:
         return score
 
     def add_rating(self, key: Any, score: str, listener: str) -> None:
-        """One listener's rating of a pair."""
+        """Adds one listener's rating of a pair."""
         self.pairs[key].ratings.append(self.number(key, score, "rating"))
         self.pairs[key].listeners.append(listener)
 
 
 def find_tables(root: Path) -> dict[str, list[Path]]:
-    """The tables of each split, in `root` or up to two folders below it."""
+    """Finds the tables of each split, in `root` or up to two folders below it."""
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder.")
     found: dict[str, list[Path]] = {}
@@ -155,7 +155,7 @@ def find_tables(root: Path) -> dict[str, list[Path]]:
 
 
 def read_xacle(root: Path) -> dict[str, Split]:
-    """The splits under `root`; the tables of each are joined by the names of the clips."""
+    """Reads the splits under `root`, and joins the tables of each by the clips' names."""
     splits = {}
     for name, tables in find_tables(root).items():
         splits[name] = Split()
@@ -170,7 +170,7 @@ def add_table(split: Split, split_name: str, table: Path) -> None:
     name, text = find_column(columns, AUDIO_COLUMNS, table), find_column(columns, TEXT_COLUMNS, table)
     source = find_column(columns, SOURCE_COLUMNS, table, required=False)
     listener = find_column(columns, LISTENER_COLUMNS, table, required=False)
-    # A table of averages may call them just scores.
+    # A table of averages may simply call them scores.
     candidates = RATING_COLUMNS if listener else AVERAGE_COLUMNS + RATING_COLUMNS
     score = find_column(columns, candidates, table, required=listener is not None)
     folder = table.parent.parent
@@ -191,7 +191,7 @@ def add_table(split: Split, split_name: str, table: Path) -> None:
 
 
 def read_relate(root: Path) -> dict[str, Split]:
-    """RELATE's own splits, without anchors and without the listeners that its authors screened out."""
+    """Reads RELATE's own splits, without anchors and without the listeners that its authors screened out."""
     table = next((path for path in (root / name for name in RELATE_TABLES) if path.is_file()), None)
     if table is None:
         raise FileNotFoundError(f"{root}: no {' or '.join(RELATE_TABLES)} in this folder.")
@@ -219,7 +219,7 @@ def read_relate(root: Path) -> dict[str, Split]:
 
 
 def add_relate_rating(split: Split, row: dict[str, str], root: Path) -> None:
-    """One row of REL.csv. A pair is a clip and a text; the second text of a clip is numbered."""
+    """Adds one row of REL.csv. A pair is a clip and a text; the second text of a clip is numbered."""
     name = row["wavname"].strip().lstrip("/")
     key = (name, row["text"])
     if key not in split.pairs:
@@ -231,7 +231,7 @@ def add_relate_rating(split: Split, row: dict[str, str], root: Path) -> None:
 
 
 def check_scores(split: Split) -> None:
-    """Refuse pairs without a score where others have one; note what in averages and ratings does not fit together."""
+    """Refuse pairs without a score if others have one; note averages and ratings that do not fit together."""
     scored = any(pair.score is not None for pair in split.pairs.values())
     published = any(pair.average is not None for pair in split.pairs.values())
     rated = any(pair.ratings for pair in split.pairs.values())
@@ -264,7 +264,7 @@ def check_clips(splits: dict[str, Split]) -> None:
 
 
 def make_rows(split: Split, corpus: str) -> list[dict[str, Any]]:
-    """Rows of the schema for the pairs without problems."""
+    """Returns rows of the schema for the pairs without problems."""
     to_label = XacleConfig().scores_to_labels
     return [
         {
@@ -282,7 +282,7 @@ def make_rows(split: Split, corpus: str) -> list[dict[str, Any]]:
 
 
 def count_rows(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """What a split holds, in numbers."""
+    """Returns what a split holds, in numbers."""
     scores = [row["score"] for row in rows if row["score"] is not None]
     return {
         "pairs": len(rows),
@@ -294,7 +294,7 @@ def count_rows(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def make_card(corpus: str, counts: dict[str, dict[str, Any]]) -> str:
-    """Text of the dataset's README.md."""
+    """Returns the text of the dataset's README.md."""
     columns = ["pairs", "ratings", "listeners", "mean score"]
     lines = [
         f"# {corpus.upper()}",
@@ -313,7 +313,7 @@ def make_card(corpus: str, counts: dict[str, dict[str, Any]]) -> str:
 
 
 def show(what: str, lines: list[str]) -> None:
-    """The first of the lines on stderr; the report has all of them."""
+    """Shows the first lines on stderr; the report has all of them."""
     if lines:
         more = [f"  ... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
         typer.echo("\n".join([f"{len(lines)} {what}:", *(f"  {line}" for line in lines[:SHOWN]), *more]), err=True)

@@ -26,8 +26,8 @@ class BeatsConfig(PreTrainedConfig):
         num_attention_heads (`int`): Attention heads of each layer.
         intermediate_size (`int`): Width of the feed-forward layers.
         hidden_act (`str`): Activation of the feed-forward layers.
-        hidden_dropout (`float`): Dropout after attention and feed-forward, in training. The published system never
-            trains the encoder.
+        hidden_dropout (`float`): Dropout after attention and feed-forward, in training. The published system does not
+            train the encoder.
         attention_dropout (`float`): Dropout of the attention weights, in training.
         layer_norm_eps (`float`): Epsilon of every LayerNorm.
         deep_norm (`bool`): Whether residuals are scaled by `(2 * num_hidden_layers) ** 0.25` (DeepNet, arXiv
@@ -36,8 +36,8 @@ class BeatsConfig(PreTrainedConfig):
         conv_position_groups (`int`): Groups of the convolutional position embedding.
         relative_position_num_buckets (`int`): Buckets of the relative position bias, both directions together.
         relative_position_max_distance (`int`): Distance, in tokens, from which all positions share the last bucket.
-        initializer_range (`float`): Standard deviation for weights that neither DeepNorm nor the position embedding
-            rules.
+        initializer_range (`float`): Standard deviation of weights that are not initialised by DeepNorm or the position
+            embedding.
     """
 
     model_type = "xacle_beats"
@@ -94,19 +94,19 @@ class XacleConfig(PreTrainedConfig):
         audio_config (`BeatsConfig` or `dict`): The audio encoder.
         text_config (`PreTrainedConfig` or `dict`): The language model; any causal decoder the Auto classes know.
         num_audio_tokens (`int`): Tokens an audio clip takes in the sequence; the encoder's output is average-pooled to
-            it.
+            this number.
         projector_intermediate_size (`int`): Width of the SwiGLU projector.
         projector_dropout (`float`): Dropout inside the projector, in training.
         score_head_hidden_size (`int`): Width of the score head's two hidden layers.
         score_head_output_size (`int`): Width of the vector from which the score is read.
         score_head_dropout (`float`): Dropout after each hidden layer of the score head, in training.
-        caption_likelihood (`bool`): Whether the score also reads how likely the language model, as captioning (stage 1)
-            taught it, finds the caption after the sound. Not in the published system; the processor must have
+        caption_likelihood (`bool`): Whether the score also uses how likely the language model, trained by captioning
+            (stage 1), finds the caption after the sound. Not in the published system; the processor must have
             `audio_first`.
         audio_start_token_id (`int`): Id of `[AUDIO_START]`.
         audio_end_token_id (`int`): Id of `[AUDIO_END]`.
         score_token_id (`int`): Id of `[SCORE]`, whose hidden state gives the score.
-        audio_token_id (`int`): Id of `[AUDIO]`, the stand-in for one audio token; its embedding is never used.
+        audio_token_id (`int`): Id of `[AUDIO]`, the placeholder for one audio token; its embedding is never used.
         score_min (`float`): Lower end of the listeners' scale, where the label is -1.
         score_max (`float`): Upper end of the listeners' scale, where the label is 1.
         calibration_scale (`float`): Slope of the affine calibration from logits to labels.
@@ -146,8 +146,8 @@ class XacleConfig(PreTrainedConfig):
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs: Any):
-        # At home the task registry knows the pipeline; only a folder loaded as remote code has to name its own.
-        # Kept, the entry would make `pipeline` ask for `trust_remote_code` although no remote code is needed.
+        # Within this package the task registry knows the pipeline; only a folder loaded as remote code must name it.
+        # Otherwise the entry would make `pipeline` ask for `trust_remote_code` although no remote code is needed.
         if not __name__.startswith("transformers_modules."):
             kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
@@ -162,14 +162,14 @@ class XacleConfig(PreTrainedConfig):
 
     @property
     def end_token_id(self) -> int:
-        """Id of the token that ends a caption: the (first) end of sequence of the language model's config."""
+        """The id of the token that ends a caption: the language model's (first) end-of-sequence token."""
         end = self.text_config.eos_token_id
         return end[0] if isinstance(end, list) else end
 
     def logits_to_scores(self, logits: Any) -> Any:
         """
-        Scores on the listeners' scale: calibrated labels mapped linearly from [-1, 1] to [`score_min`, `score_max`],
-        not clamped.
+        Convert to scores on the listeners' scale: calibrated labels, mapped linearly from [-1, 1] to [`score_min`,
+        `score_max`] and not clamped.
 
         Args:
             logits (`torch.Tensor`, `np.ndarray` or `float`, of any shape): Outputs of the score head.
@@ -181,7 +181,7 @@ class XacleConfig(PreTrainedConfig):
 
     def scores_to_labels(self, scores: Any) -> Any:
         """
-        Training labels in [-1, 1]: the listeners' scale mapped linearly, without the calibration.
+        Convert to training labels in [-1, 1]: the listeners' scale, mapped linearly, without the calibration.
 
         Args:
             scores (`torch.Tensor`, `np.ndarray` or `float`, of any shape): Scores in [`score_min`, `score_max`].
@@ -189,12 +189,12 @@ class XacleConfig(PreTrainedConfig):
         return (scores - self.score_min) / ((self.score_max - self.score_min) / 2) - 1
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields, and in which files of the folder a stranger's Auto classes and `pipeline` find the code."""
+        """Returns the fields, and the files in which a stranger's Auto classes and `pipeline` find the code."""
         return {**super().to_dict(), "auto_map": AUTO_MAP, "custom_pipelines": CUSTOM_PIPELINES}
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Save config.json and, because it names the code of captioner and pipeline, that code beside it."""
-        from .modeling_captioning import XacleForConditionalGeneration  # for Transformers, reasons to carry files along
+        """Save config.json and, beside it, the code of captioner and pipeline, which it names."""
+        from .modeling_captioning import XacleForConditionalGeneration  # for Transformers, which copies their files
         from .pipeline_xacle import AudioTextAlignmentPipeline
 
         super().save_pretrained(save_directory, **kwargs)

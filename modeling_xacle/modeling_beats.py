@@ -27,7 +27,7 @@ class BeatsClassifierOutput(ModelOutput):
     Output of [`BeatsForAudioClassification`].
 
     Args:
-        loss (`torch.Tensor` of shape `()`, *optional*): Binary cross entropy over all classes, where `labels` were
+        loss (`torch.Tensor` of shape `()`, *optional*): Binary cross entropy over all classes, if `labels` were
             given.
         logits (`torch.Tensor` of shape `(batch_size, num_labels)`): Clip-level class logits.
         probabilities (`torch.Tensor` of shape `(batch_size, num_labels)`): Their sigmoid; the classes are not
@@ -42,14 +42,14 @@ class BeatsClassifierOutput(ModelOutput):
 
 
 @lru_cache(maxsize=8)
-@torch.inference_mode(False)  # what is kept serves training too
+@torch.inference_mode(False)  # training uses the cached tensors too
 def relative_position_buckets(
     num_tokens: int, num_buckets: int, max_distance: int, device: torch.device | None = None
 ) -> torch.Tensor:
     """
-    Bucket of each (query, key) distance, as in T5 (arXiv 1910.10683, section 2.1): one bucket a distance while it is
-    small, then logarithmically wider ones up to `max_distance`; the first half of the buckets looks back, the second
-    half ahead.
+    Computes the bucket of each (query, key) distance, as in T5 (arXiv 1910.10683, section 2.1): one bucket for each
+    small distance, then logarithmically wider ones up to `max_distance`; the first half of the buckets looks back, the
+    second half ahead.
 
     Returns:
         `torch.Tensor` of shape `(num_tokens, num_tokens)`, int64, in [0, `num_buckets`).
@@ -76,7 +76,7 @@ def eager_attention_forward(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Attention written out, with the weights: the plain counterpart of Transformers' `sdpa` interface.
+    Computes attention step by step and returns its weights: the plain counterpart of Transformers' `sdpa` interface.
 
     Args:
         query, key, value (`torch.Tensor` of shape `(batch_size, num_heads, num_tokens, head_dim)`): Projected inputs.
@@ -113,15 +113,15 @@ class BeatsConvPositionEmbedding(nn.Module):
         self.activation = nn.GELU()
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Positions of shape `(batch_size, num_tokens, hidden_size)`, as the input's."""
+        """Computes positions for tokens, both of shape `(batch_size, num_tokens, hidden_size)`."""
         num_tokens = hidden_states.shape[1]
-        positions = self.conv(hidden_states.transpose(1, 2))  # (B, N, D) -> (B, D, N [+ 1, of an even kernel])
+        positions = self.conv(hidden_states.transpose(1, 2))  # (B, N, D) -> (B, D, N [+ 1, if the kernel is even])
         return self.activation(positions[:, :, :num_tokens]).transpose(1, 2)
 
 
 def deep_norm_linear(config: BeatsConfig, in_features: int, out_features: int, is_branch: bool = True) -> nn.Linear:
     """
-    A linear layer that starts as DeepNorm asks (arXiv 2203.00555, table 2): Xavier normal, smaller by
+    Makes a linear layer that starts as DeepNorm asks (arXiv 2203.00555, table 2): Xavier normal, smaller by
     `(8 * num_hidden_layers) ** 0.25` in the residual branch's values, output and feed-forward, not in queries and keys.
     """
     linear = nn.Linear(in_features, out_features)
@@ -131,7 +131,7 @@ def deep_norm_linear(config: BeatsConfig, in_features: int, out_features: int, i
 
 class BeatsAttention(nn.Module):
     """
-    Self-attention whose relative position bias is gated by the query (arXiv 2212.09058, section 3.1, after WavLM's).
+    Self-attention with a relative position bias that the query gates (arXiv 2212.09058, section 3.1, after WavLM).
     """
 
     is_causal = False
@@ -161,7 +161,7 @@ class BeatsAttention(nn.Module):
                 all layers.
 
         Returns:
-            The output, of the input's shape, and the attention weights where the implementation is `eager`.
+            The output, of the input's shape, and the attention weights if the implementation is `eager`.
         """
         heads = (*hidden_states.shape[:2], self.num_heads, self.head_dim)
         query, key, value = (
@@ -178,7 +178,7 @@ class BeatsAttention(nn.Module):
         gate: torch.Tensor,
         position_bias: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """`3 x (B, N, H, D/H)` -> `(B, N, H, D/H)` and, where they are made, the weights `(B, H, N, N)`."""
+        """Maps `3 x (B, N, H, D/H)` to `(B, N, H, D/H)` and, if the implementation has them, weights `(B, H, N, N)`."""
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -196,8 +196,8 @@ class BeatsAttention(nn.Module):
 
     def _gate(self, query: torch.Tensor) -> torch.Tensor:
         """
-        Gate of the bias, in (0, 2 + gate_scale): `(B, N, H, D/H)` -> `(B, N, H, 1)`, from the projected, unscaled
-        query.
+        Computes the gate of the bias, in (0, 2 + gate_scale), from the projected, unscaled query: `(B, N, H, D/H)` ->
+        `(B, N, H, 1)`.
         """
         update, reset = torch.sigmoid(self.gate_proj(query).unflatten(-1, (2, 4)).sum(-1)).chunk(2, dim=-1)
         return update * (reset * self.gate_scale.transpose(0, 1) - 1) + 2
@@ -218,7 +218,7 @@ class BeatsLayer(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.hidden_dropout)
 
     def forward(self, hidden_states: torch.Tensor, position_bias: torch.Tensor) -> torch.Tensor:
-        """Hidden states of shape `(batch_size, num_tokens, hidden_size)`, as the input's."""
+        """Returns hidden states of the input's shape, `(batch_size, num_tokens, hidden_size)`."""
         attended, _ = self.self_attn(hidden_states, position_bias)
         attended = torch.add(self.dropout(attended), hidden_states, alpha=self.residual_scale)
         hidden_states = self.self_attn_layer_norm(attended)
@@ -243,7 +243,7 @@ class BeatsPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """DeepNorm's initialisation for the layers, wav2vec 2.0's for the position convolution."""
         super()._init_weights(module)
-        # On leaves only: in code outside the library, Transformers passes over modules without parameters of their own.
+        # Set on leaves only: in code outside the library, Transformers skips modules without parameters of their own.
         if hasattr(module, "xavier_gain"):
             init.xavier_normal_(module.weight, gain=module.xavier_gain)
         elif isinstance(module, nn.Conv1d):
@@ -255,7 +255,7 @@ class BeatsPreTrainedModel(PreTrainedModel):
 class BeatsModel(BeatsPreTrainedModel):
     """
     BEATs encoder. Its input has a fixed number of frames, silence included; there is no padding mask, because the
-    published system counts the padding as sound.
+    published system treats padding as sound.
     """
 
     def __init__(self, config: BeatsConfig):
@@ -306,7 +306,7 @@ class BeatsModel(BeatsPreTrainedModel):
 
     def check_input(self, input_features: torch.Tensor) -> None:
         """
-        Whether these are spectrograms `(batch_size, num_frames, num_mel_bins)` that can be encoded.
+        Check that these are spectrograms `(batch_size, num_frames, num_mel_bins)` that can be encoded.
 
         Raises:
             ValueError: They are not.
@@ -322,8 +322,8 @@ class BeatsModel(BeatsPreTrainedModel):
 
     def _position_bias(self, num_tokens: int, device: torch.device) -> torch.Tensor:
         """
-        Bias of each head for each distance, `(1, H, N, N)`, in memory too; buckets are no buffer because buffers and
-        meta loading do not mix.
+        Returns each head's bias for each distance, `(1, H, N, N)`, contiguous in memory. The buckets are not a buffer,
+        because buffers and meta loading do not mix.
         """
         config = self.config
         numbers = config.relative_position_num_buckets, config.relative_position_max_distance
@@ -339,7 +339,7 @@ class BeatsForAudioClassification(BeatsPreTrainedModel):
 
     def __init__(self, config: BeatsConfig):
         super().__init__(config)
-        config.problem_type = "multi_label_classification"  # or Transformers' pipelines would take a softmax
+        config.problem_type = "multi_label_classification"  # otherwise Transformers' pipelines would apply a softmax
         self.model = BeatsModel(config)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()

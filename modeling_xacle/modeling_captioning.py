@@ -1,4 +1,4 @@
-"""The same model writing captions: stage 1 (arXiv 2602.00604, section 2)."""
+"""The same model as a writer of captions: stage 1 (arXiv 2602.00604, section 2)."""
 
 from inspect import signature
 from typing import Any
@@ -13,14 +13,14 @@ from transformers.utils.generic import can_return_tuple
 from .configuration_xacle import XacleConfig
 from .modeling_xacle import XacleModel, XaclePreTrainedModel
 
-# A prompt cannot be fed in pieces of which some have half a sound, nor can half of the layers guess the next tokens.
+# Refused because pieces of a prompt would hold parts of a sound, and because half of the layers cannot guess tokens.
 REFUSED_IN_GENERATION = ("prefill_chunk_size", "assistant_early_exit")
 
 
 class XacleForConditionalGeneration(XaclePreTrainedModel, GenerationMixin):
     """
-    Writes captions for sounds: stage 1 (arXiv 2602.00604, section 2). The whole [`XacleModel`], whose LM head it uses,
-    so that either class loads the other's folder.
+    Writes captions for sounds: stage 1 (arXiv 2602.00604, section 2). It holds the whole [`XacleModel`] and uses its LM
+    head, so that either class loads the other's folder.
 
     ```python
     >>> prompt = processor.prepare_captioning(["dog.wav"])
@@ -35,7 +35,7 @@ class XacleForConditionalGeneration(XaclePreTrainedModel, GenerationMixin):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """Embeddings of the language model."""
+        """Returns the embeddings of the language model."""
         return self.model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
@@ -43,7 +43,7 @@ class XacleForConditionalGeneration(XaclePreTrainedModel, GenerationMixin):
         self.model.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module:
-        """The LM head."""
+        """Returns the LM head."""
         return self.model.lm_head
 
     def set_output_embeddings(self, value: nn.Module) -> None:
@@ -73,19 +73,19 @@ class XacleForConditionalGeneration(XaclePreTrainedModel, GenerationMixin):
             input_ids (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): `[AUDIO_START]`, the
                 `[AUDIO]` tokens, `[AUDIO_END]`, then the caption so far; with `cache`, its last tokens.
             attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): 1 for tokens, 0 for
-                padding, at either end; or what `generate` makes of it.
-            position_ids (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): Places of the tokens; by
+                padding at either end; or the mask that `generate` makes of it.
+            position_ids (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): Token positions; by
                 default counted without the padding.
             input_features (`torch.Tensor` of shape `(batch_size, num_frames, num_mel_bins)`, *optional*): Spectrogram.
             audio_features (`torch.Tensor` of shape `(batch_size, num_audio_tokens, audio_hidden_size)`, *optional*):
                 Output of `get_audio_features`, instead of `input_features`.
-            inputs_embeds (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*): Instead of
-                `input_ids` and sound, what [`~XacleModel.embed`] makes of them.
+            inputs_embeds (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*): Output of
+                [`~XacleModel.embed`], instead of `input_ids` and sound.
             labels (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): The input ids where a token
                 counts in the loss (the mean cross entropy), -100 elsewhere.
-            cache (`Cache`, *optional*), use_cache (`bool`): Of the tokens before these; return one of all tokens.
-            logits_to_keep (`int` or `torch.Tensor` of shape `(num_kept,)`): Compute the logits of so many last
-                positions only, or of these; 0 is all, as `labels` need them.
+            cache (`Cache`, *optional*), use_cache (`bool`): The cache of earlier tokens; return one of all tokens.
+            logits_to_keep (`int` or `torch.Tensor` of shape `(num_kept,)`): Compute logits only for this many last
+                positions, or for these positions; 0 means all, which `labels` need.
 
         Raises:
             ValueError: Not exactly one of tokens and embeddings; embeddings and a sound; audio tokens are missing.
@@ -114,7 +114,7 @@ class XacleForConditionalGeneration(XaclePreTrainedModel, GenerationMixin):
 
     @staticmethod
     def _loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Mean cross entropy of logits `(B, S, V)` against the labels `(B, S)` of the next places."""
+        """Returns the mean cross entropy of logits `(B, S, V)` against the next positions' labels `(B, S)`."""
         return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
 
     @staticmethod
@@ -125,9 +125,9 @@ class XacleForConditionalGeneration(XaclePreTrainedModel, GenerationMixin):
         cache: Cache | None,
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """
-        Mask `(batch_size, all_tokens)` and positions `(batch_size, sequence_length)` by which padding changes nothing.
-        Causal attention hides padding at the end by itself, by a faster kernel; behind padding at the beginning,
-        positions are counted anew.
+        Returns a mask `(batch_size, all_tokens)` and positions `(batch_size, sequence_length)` with which padding
+        changes nothing. Padding at the end needs no mask: causal attention hides it, with a faster kernel. After
+        padding at the beginning, positions are counted from the first token.
         """
         if cache is None and attention_mask.shape != inputs_embeds.shape[:2]:
             raise ValueError(
@@ -147,7 +147,7 @@ class XacleForConditionalGeneration(XaclePreTrainedModel, GenerationMixin):
         inputs_embeds: torch.Tensor | None,
         cache: Cache | None,
     ) -> torch.Tensor:
-        """Embeddings `(batch_size, sequence_length, hidden_size)` of tokens, and of the sound where there is one."""
+        """Embeds tokens, and the sound if there is one, as `(batch_size, sequence_length, hidden_size)`."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give either `input_ids` or `inputs_embeds`.")
         if inputs_embeds is not None and (input_features is not None or audio_features is not None):
@@ -157,22 +157,22 @@ class XacleForConditionalGeneration(XaclePreTrainedModel, GenerationMixin):
         if inputs_embeds is not None:
             return inputs_embeds
         if audio_features is None:
-            if cache is None:  # later, a sound is in the cache
+            if cache is None:  # later steps have the sound in the cache
                 self._check_sound(input_ids)
             return self.get_input_embeddings()(input_ids)
         self.model.check_audio_tokens(input_ids, *audio_features.shape[:2])
         return self.model.embed(input_ids, audio_features)
 
     def _check_sound(self, input_ids: torch.Tensor) -> None:
-        """Refuse places of a sound, in ids `(batch_size, sequence_length)`, for which there is none."""
+        """Refuse ids `(batch_size, sequence_length)` with `[AUDIO]` tokens, as there is no sound for them."""
         if (input_ids == self.config.audio_token_id).any():
             raise ValueError("The sequence has [AUDIO] tokens but no sound: give `input_features` or `audio_features`.")
 
     def prepare_inputs_for_generation(
         self, *args: Any, inputs_embeds: torch.Tensor | None = None, is_first_iteration: bool = False, **kwargs: Any
     ) -> dict[str, Any]:
-        """The inputs of one step of `generate`: the audio goes in with the prompt, then lives in the cache."""
-        # `generate` takes `inputs_embeds` only where it sees them in this signature.
+        """Returns the inputs of one step of `generate`: the audio goes in with the prompt, then stays in the cache."""
+        # `generate` accepts `inputs_embeds` only if this signature names it.
         inputs = super().prepare_inputs_for_generation(
             *args, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
@@ -191,11 +191,11 @@ class XacleForConditionalGeneration(XaclePreTrainedModel, GenerationMixin):
 
         Returns:
             `torch.Tensor` of shape `(batch_size * num_return_sequences, longest)`: The prompts and the new tokens;
-            `processor.batch_decode(..., skip_special_tokens=True)` leaves the captions. With
+            `processor.batch_decode(..., skip_special_tokens=True)` gives the captions alone. With
             `return_dict_in_generate=True`, a `ModelOutput` with these `sequences`.
 
         Raises:
-            ValueError: `prefill_chunk_size` or `assistant_early_exit`, which cannot work here.
+            ValueError: `prefill_chunk_size` or `assistant_early_exit` is given; they cannot work here.
         """
         for name in REFUSED_IN_GENERATION:
             if kwargs.get(name) is not None:

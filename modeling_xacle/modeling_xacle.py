@@ -20,16 +20,16 @@ class XacleOutput(ModelOutput):
     Output of [`XacleModel`].
 
     Args:
-        loss (`torch.Tensor` of shape `()`, *optional*): Mean squared error of the logits, where `labels` were given.
+        loss (`torch.Tensor` of shape `()`, *optional*): Mean squared error of the logits, if `labels` were given.
         logits (`torch.Tensor` of shape `(batch_size,)`): Score head output in label units: -1 not at all, 1 exactly;
             unbounded.
         scores (`torch.Tensor` of shape `(batch_size,)`): Calibrated score on the listeners' scale (0-10), not clamped.
         caption_log_likelihood (`torch.Tensor` of shape `(batch_size,)`, *optional*): Mean log-probability of the
-            caption's tokens and its end, where the config says `caption_likelihood`.
-        hidden_states (`tuple` of `torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*): Of
-            the language model: the embeddings, then each layer's output, where `output_hidden_states=True`.
+            caption's tokens and its end, if the config has `caption_likelihood`.
+        hidden_states (`tuple` of `torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*):
+            The language model's embeddings, then each layer's output, if `output_hidden_states=True`.
         attentions (`tuple` of `torch.Tensor` of shape `(batch_size, num_heads, sequence_length, sequence_length)`,
-            *optional*): Of the language model, where `output_attentions=True` and its attention is `eager`.
+            *optional*): The language model's, if `output_attentions=True` and its attention is `eager`.
     """
 
     loss: torch.Tensor | None = None
@@ -41,12 +41,12 @@ class XacleOutput(ModelOutput):
 
 
 def choose(argument: bool | None, default: bool) -> bool:
-    """What a call says, or what the config says where the call says nothing."""
+    """Returns the call's choice, or the config's if the call makes none."""
     return default if argument is None else argument
 
 
 class XacleProjector(nn.Module):
-    """Audio features -> language model embeddings: a SwiGLU layer blended with a linear path by a learned gate."""
+    """Maps audio features to language model embeddings: a learned gate blends a SwiGLU layer with a linear path."""
 
     def __init__(self, config: XacleConfig):
         super().__init__()
@@ -67,7 +67,7 @@ class XacleProjector(nn.Module):
 
 
 class InputPrecisionLinear(nn.Linear):
-    """An `nn.Linear` that computes in the precision of its input, whatever that of its weights."""
+    """An `nn.Linear` that computes in the precision of its input, whatever the precision of its weights."""
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """`(batch_size, ..., in_features)` -> `(batch_size, ..., out_features)`."""
@@ -75,23 +75,23 @@ class InputPrecisionLinear(nn.Linear):
         return nn.functional.linear(inputs, self.weight.to(inputs.dtype), bias)
 
 
-# What the score head is told of a caption's likelihood: mean log-probability of its tokens and its end; the least four,
-# by which one wrong word differs from a wrong half; that of the end, high when nothing heard was left unsaid; the mean
-# distance to the likeliest token; and the caption's length.
+# What the score head reads of a caption's likelihood: the mean log-probability of its tokens and its end; the lowest
+# four, which tell one wrong word from a wrong half; that of the end, which is high if the caption omits nothing heard;
+# the mean distance to the likeliest token; and the caption's length.
 NUM_LEAST = 4
 NUM_LIKELIHOOD_FEATURES = NUM_LEAST + 4
 LENGTH_UNIT = 16  # tokens
-# A tensor larger than this would leave the cache, and glibc would ask the system for its memory anew each time.
+# Larger tensors do not stay in the cache, and glibc asks the system for their memory again each time.
 CPU_CACHE_BYTES = 2**25
-# First weight of the mean, which varies by about one among captions, while a label does by about one half.
+# Initial weight of the mean, which varies by about one among captions, while labels vary by about one half.
 INITIAL_LIKELIHOOD_WEIGHT = 0.5
 
 
 class XacleScoreHead(nn.Module):
     """
-    Hidden state at `[SCORE]` -> logit, in fp32 whatever the rest computes in and its own weights are kept in: in bf16
-    scores tie and rank correlations break. With `config.caption_likelihood` it reads the caption's likelihood too, and
-    adds the weighted mean.
+    Maps the hidden state at `[SCORE]` to a logit. It computes in fp32, whatever the type of its weights and the rest:
+    in bf16, scores tie and rank correlations break. With `config.caption_likelihood` it also reads the caption's
+    likelihood, and adds its weighted mean.
     """
 
     def __init__(self, config: XacleConfig):
@@ -114,7 +114,7 @@ class XacleScoreHead(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, likelihood: torch.Tensor | None = None) -> torch.Tensor:
         """
-        Logits `(batch_size,)` of hidden states `(batch_size, hidden_size)` and, where the config asks for it, of
+        Returns logits `(batch_size,)` from hidden states `(batch_size, hidden_size)` and, if the config asks for it,
         likelihoods `(batch_size, 8)`, the mean first.
         """
         with maybe_autocast(hidden_states.device.type, enabled=False):
@@ -143,9 +143,9 @@ class XaclePreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """
-        As in the published code, the projector starts as PyTorch's linear layers do, weights and biases uniform in
-        +-1/sqrt(fan-in), and the score head with Xavier's uniform weights and no biases; encoder and language model
-        have rules of their own.
+        Initialises as the published code does: the projector like PyTorch's linear layers, with weights and biases
+        uniform in +-1/sqrt(fan-in), the score head with Xavier's uniform weights and zero biases; encoder and language
+        model have their own rules.
         """
         super()._init_weights(module)
         if hasattr(module, "initial_weight"):
@@ -163,10 +163,10 @@ def likelihood_features(
     log_probabilities: torch.Tensor, distances: torch.Tensor, predicted: torch.Tensor, last: torch.Tensor
 ) -> torch.Tensor:
     """
-    What the score head reads of the tokens of each caption, `(batch_size, 8)`, the mean first.
+    Returns what the score head reads of each caption's tokens, `(batch_size, 8)`, the mean first.
 
     Args:
-        log_probabilities (`torch.Tensor` of shape `(num_tokens,)`): Of the tokens of all captions, their ends included.
+        log_probabilities (`torch.Tensor` of shape `(num_tokens,)`): For the tokens of all captions, ends included.
         distances (`torch.Tensor` of shape `(num_tokens,)`): From the log-probabilities of the likeliest tokens; <= 0.
         predicted (`torch.Tensor` of shape `(batch_size, sequence_length)`): Where these tokens are.
         last (`torch.Tensor` of shape `(batch_size, 1)`): Where the ends are.
@@ -176,7 +176,7 @@ def likelihood_features(
         values.new_zeros(predicted.shape).masked_scatter(predicted, values) for values in (log_probabilities, distances)
     )  # (T,) -> (B, S)
     mean = table.sum(dim=1, keepdim=True) / counts
-    # A caption of fewer tokens has its mean in the places that are left.
+    # A caption with fewer tokens fills the remaining places with its mean.
     least = torch.where(predicted, table, mean).sort(dim=1).values[:, :NUM_LEAST]
     mean_distance = distance_table.sum(dim=1, keepdim=True) / counts
     return torch.cat([mean, least, table.gather(1, last), mean_distance, counts / LENGTH_UNIT], dim=1)
@@ -186,20 +186,20 @@ class XacleModel(XaclePreTrainedModel):
     """
     Scores how well a sound matches a caption.
 
-    `forward` takes the log-mel spectrogram (`input_features`) or what [`~XacleModel.get_audio_features`] made of it
-    (`audio_features`): the second way serves feature caches and many captions for one clip.
+    `forward` takes the log-mel spectrogram (`input_features`), or what [`~XacleModel.get_audio_features`] makes of it
+    (`audio_features`), which serves feature caches and many captions for one clip.
     """
 
     def __init__(self, config: XacleConfig):
         super().__init__(config)
         self.audio_tower = BeatsModel(config.audio_config)
         self.projector = XacleProjector(config)
-        # In the dtype of everything built here, not the one in the language model's own config.
+        # Use the dtype of everything built here, not the one in the language model's own config.
         self.language_model = AutoModel.from_config(config.text_config, dtype=torch.get_default_dtype())
-        # Not used by every scorer, but a head that is not tied to the embeddings would be lost between the stages.
+        # Not every scorer uses it, but a head that is not tied to the embeddings would be lost between the stages.
         size = config.text_config.hidden_size
         self.lm_head = InputPrecisionLinear(size, config.text_config.vocab_size, bias=False)
-        names = {module: name for name, module in self.named_modules()}  # the embedding's name differs among decoders
+        names = {module: name for name, module in self.named_modules()}  # decoders name the embedding differently
         self._tied_weights_keys = {"lm_head.weight": f"{names[self.get_input_embeddings()]}.weight"}
         self._keys_to_ignore_on_save = list(self._tied_weights_keys) if config.tie_word_embeddings else None
         self.score_head = XacleScoreHead(config)
@@ -207,8 +207,8 @@ class XacleModel(XaclePreTrainedModel):
 
     def train(self, mode: bool = True) -> "XacleModel":
         """
-        Training mode for the parts that are trained, evaluation mode (no dropout) for those whose weights are frozen.
-        Embeddings that are trained by themselves do not make the language model a trained part.
+        Put trained parts into training mode, and parts whose weights are frozen into evaluation mode (no dropout).
+        The language model does not count as trained if only its embeddings are.
         """
         super().train(mode)
         embeddings = {id(parameter) for parameter in self.get_input_embeddings().parameters()}
@@ -218,7 +218,7 @@ class XacleModel(XaclePreTrainedModel):
         return self
 
     def get_input_embeddings(self) -> nn.Module:
-        """Embeddings of the language model."""
+        """Returns the embeddings of the language model."""
         return self.language_model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
@@ -226,7 +226,7 @@ class XacleModel(XaclePreTrainedModel):
         self.language_model.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module:
-        """The LM head."""
+        """Returns the LM head."""
         return self.lm_head
 
     def set_output_embeddings(self, value: nn.Module) -> None:
@@ -234,14 +234,14 @@ class XacleModel(XaclePreTrainedModel):
         self.lm_head = value
 
     def token_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Logits of the next tokens: `(..., hidden_size)` -> `(..., vocab_size)`, in the states' precision."""
+        """Computes the next tokens' logits, `(..., hidden_size)` -> `(..., vocab_size)`, in the states' precision."""
         logits = self.lm_head(hidden_states)
         limit = getattr(self.config.text_config, "final_logit_softcapping", None)  # Gemma's
         return logits if limit is None else limit * torch.tanh(logits / limit)
 
     def get_audio_features(self, input_features: torch.Tensor) -> torch.Tensor:
         """
-        Encode clips, before the projector: all that depends on the (frozen) encoder alone.
+        Encode clips, up to the projector: everything that depends on the (frozen) encoder alone.
 
         Args:
             input_features (`torch.Tensor` of shape `(batch_size, num_frames, num_mel_bins)`): Normalised log-mel
@@ -260,7 +260,7 @@ class XacleModel(XaclePreTrainedModel):
         return nn.functional.adaptive_avg_pool1d(tokens, self.config.num_audio_tokens).transpose(1, 2)
 
     def _clips_at_once(self, input_features: torch.Tensor) -> int:
-        """Clips in one pass of the encoder: on a CPU, as many as leave a layer's largest tensor in its cache."""
+        """Returns the clips in one encoder pass: on a CPU, so many that a layer's largest tensor stays in the cache."""
         self.audio_tower.check_input(input_features)
         num_clips, num_frames = input_features.shape[:2]
         if input_features.device.type != "cpu":
@@ -289,7 +289,7 @@ class XacleModel(XaclePreTrainedModel):
             input_ids (`torch.Tensor` of shape `(batch_size, sequence_length)`): Caption, `[AUDIO_START]`, `[AUDIO]`
                 times `num_audio_tokens`, `[AUDIO_END]`, one `[SCORE]`, padding.
             attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): 1 for tokens, 0 for
-                padding. Padding must be at the end, where causal attention hides it from the score; so nothing is
+                padding. Padding must be at the end, where causal attention hides it from the score, so nothing is
                 masked.
             input_features (`torch.Tensor` of shape `(batch_size, num_frames, num_mel_bins)`, *optional*): Normalised
                 log-mel spectrogram.
@@ -297,16 +297,16 @@ class XacleModel(XaclePreTrainedModel):
                 Output of `get_audio_features`, instead of `input_features`.
             labels (`torch.Tensor` of shape `(batch_size,)`, *optional*): Targets in [-1, 1]
                 (`config.scores_to_labels`). The loss is the mean squared error of the logits.
-            inputs_embeds (`None`): Refused, as the places of sound and `[SCORE]` are found by their ids; PEFT passes
-                it.
+            inputs_embeds (`None`): Refused, as ids tell where the sound and `[SCORE]` are; it exists because PEFT
+                passes it.
             output_hidden_states (`bool`, *optional*), output_attentions (`bool`, *optional*): Return those of the
                 language model.
 
         Raises:
-            ValueError: Not exactly one of `input_features` and `audio_features`; padding before the end; a sequence
-                without its audio tokens or its `[SCORE]`.
+            ValueError: Not exactly one of `input_features` and `audio_features` is given; there is padding before the
+                end; or a sequence lacks its audio tokens or its `[SCORE]`.
         """
-        # Before the encoder starts: on a GPU, a check waits for all that was begun.
+        # Check before the encoder starts: on a GPU, a check waits for all work that was started.
         self._check_inputs(input_ids, attention_mask, input_features, audio_features, labels, inputs_embeds)
         if audio_features is None:
             audio_features = self.get_audio_features(input_features)
@@ -333,7 +333,7 @@ class XacleModel(XaclePreTrainedModel):
         )
 
     def _asked(self, **flags: bool | None) -> dict[str, bool]:
-        """The outputs that a call asks for, or the config where it says nothing; not all decoders know all."""
+        """Returns the outputs that the call, or else the config, asks for; not all decoders know all of them."""
         return {name: True for name, flag in flags.items() if choose(flag, getattr(self.config, name))}
 
     def _check_inputs(
@@ -358,7 +358,7 @@ class XacleModel(XaclePreTrainedModel):
             raise ValueError(
                 "Each sequence needs exactly one [SCORE] token: use the processor that was saved with this model."
             )
-        is_behind = ~(is_score[:, 1:] & is_audio_end[:, :-1]).any(dim=1)  # (B,), the caption behind the sound
+        is_behind = ~(is_score[:, 1:] & is_audio_end[:, :-1]).any(dim=1)  # (B,), the caption is behind the sound
         if (~is_behind if self.config.caption_likelihood else is_behind).any():
             raise ValueError(
                 f"This model was trained on captions {'behind' if self.config.caption_likelihood else 'before'} the "
@@ -374,7 +374,7 @@ class XacleModel(XaclePreTrainedModel):
     @staticmethod
     def check_padding(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> None:
         """
-        Whether a mask `(batch_size, sequence_length)` fits the sequences and hides their ends only.
+        Check that a mask `(batch_size, sequence_length)` fits the sequences and hides only their ends.
 
         Raises:
             ValueError: It does not.
@@ -390,10 +390,10 @@ class XacleModel(XaclePreTrainedModel):
 
     def check_audio_tokens(self, input_ids: torch.Tensor, num_clips: int, num_audio_tokens: int) -> None:
         """
-        Whether sequences `(batch_size, sequence_length)` have room for as many clips of so many tokens.
+        Check that sequences `(batch_size, sequence_length)` have room for this many clips of this many tokens.
 
         Raises:
-            ValueError: They have not.
+            ValueError: They do not.
         """
         counts = (input_ids == self.config.audio_token_id).sum(dim=1)
         if len(input_ids) != num_clips or (counts != num_audio_tokens).any():
@@ -403,23 +403,23 @@ class XacleModel(XaclePreTrainedModel):
             )
 
     def embed(self, input_ids: torch.Tensor, audio_features: torch.Tensor) -> torch.Tensor:
-        """Embeddings `(B, S, H)` of the sequence, with the projected audio in the places of `[AUDIO]`."""
+        """Embeds the sequence, `(B, S, H)`, with the projected audio in the places of `[AUDIO]`."""
         mask = input_ids == self.config.audio_token_id
         embeddings = self.get_input_embeddings()(input_ids)
         projected = self.projector(audio_features.to(self.projector.norm.weight.dtype))
         return embeddings.masked_scatter(mask.unsqueeze(-1).to(embeddings.device), projected.to(embeddings))
 
     def _score_states(self, input_ids: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Hidden states `(B, H)` at `[SCORE]`, found without a GPU's being waited for."""
+        """Returns the hidden states `(B, H)` at `[SCORE]`, without waiting for a GPU."""
         places = self._is_score(input_ids).int().argmax(dim=1).to(hidden_states.device)
         return hidden_states[torch.arange(len(places), device=places.device), places]
 
     def _is_score(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Where `(B, S)` the `[SCORE]` tokens are."""
+        """Returns a mask `(B, S)` of the `[SCORE]` tokens."""
         return input_ids == self.config.score_token_id
 
     def _caption_likelihood(self, input_ids: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
-        """How likely a caption is after the sound, `(B, 8)`, as stage 1 learned it."""
+        """Returns features of how likely each caption is after the sound, `(B, 8)`, as learned in stage 1."""
         config, input_ids = self.config, input_ids.to(hidden_states.device)
         is_score = self._is_score(input_ids)
         is_audio_end = input_ids == config.audio_end_token_id

@@ -1,4 +1,4 @@
-"""`pipeline("audio-text-alignment")`: sounds and captions in, scores out."""
+"""`pipeline("audio-text-alignment")`: turns sounds and captions into scores."""
 
 from collections.abc import Iterator, Mapping, Sized
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ from .processing_xacle import check_agreement
 
 logger = logging.get_logger(__name__)
 
-# Many captions or windows of one clip go through the model together even where the caller's batches are smaller.
+# Captions or windows of one clip go through the model together even if the caller's batches are smaller.
 SMALLEST_PASS = 16
 FIRST_SCORING_STAGE = 2
 SHORTEST_HOP = 0.025  # seconds: one frame of the spectrogram
@@ -24,23 +24,23 @@ SHORTEST_HOP = 0.025  # seconds: one frame of the spectrogram
 
 def window_spans(num_samples: int, window: int, hop: int) -> list[tuple[int, int]]:
     """
-    Start and end samples of windows that begin every `hop` samples until the end is covered; the last one may be
-    shorter.
+    Returns start and end samples of windows that begin every `hop` samples until the end is covered; the last one may
+    be shorter.
     """
     return [(start, min(start + window, num_samples)) for start in range(0, max(1, num_samples - (window - hop)), hop)]
 
 
 def is_column(audio: Any) -> bool:
-    """Whether this is many clips or captions: a list of them, or what `dataset["audio"]` gives."""
+    """Returns True for several clips or captions: a list of them, or what `dataset["audio"]` returns."""
     return is_batch(audio) or type(audio).__name__ == "Column"
 
 
 def columns_to_rows(columns: Mapping) -> list[dict[str, Any]]:
     """
-    One input for each clip of the columns.
+    Turns columns into one input per clip.
 
     Raises:
-        ValueError: A column is shorter or longer than that of the clips, or is a single caption.
+        ValueError: A column is shorter or longer than the column of clips, or is a single caption.
     """
     num_clips = len(columns["audio"])
     rows: list[dict[str, Any]] = [{} for _ in range(num_clips)]
@@ -58,7 +58,7 @@ def columns_to_rows(columns: Mapping) -> list[dict[str, Any]]:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Dropout off, and afterwards each part in the mode it was in: a pipeline may be used between training steps."""
+    """Turns dropout off, then restores each part's mode: a pipeline may be used between training steps."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -85,15 +85,15 @@ class AudioTextAlignmentPipeline(Pipeline):
     `datasets.Dataset` with these columns, for which results are yielded as they come. Bare samples need
     `sampling_rate`, in the dict or in the call.
 
-    A result has `score`, and `notes` where audio was resampled, mixed down, cut or padded, or a caption cut.
+    A result has `score`, and `notes` if audio was resampled, mixed down, cut or padded, or a caption was cut.
 
     Args of a call:
-        batch_size (`int`): Inputs loaded together, and at least 16 clips or pairs of them in one pass through the
-            model.
+        batch_size (`int`): Inputs loaded together; a pass through the model takes up to this many of their clips or
+            pairs, or 16 if that is more.
         sampling_rate (`int`): Rate in Hz of bare samples.
-        window_seconds (`float`), hop_seconds (`float`): Score the whole of the audio in windows of at most the model's
-            length, one every `hop_seconds` (by default back to back); the result is their mean, weighted by length. By
-            default only the beginning counts, as published.
+        window_seconds (`float`), hop_seconds (`float`): Score the whole audio in windows of at most the model's length,
+            one every `hop_seconds` (by default back to back); the result is their mean, weighted by length. By
+            default, only the beginning counts, as published.
         return_windows (`bool`): Also return `windows`, each with its `start` and `end` in seconds and its `score`.
     """
 
@@ -108,7 +108,7 @@ class AudioTextAlignmentPipeline(Pipeline):
         self._check_parts()
 
     def _check_parts(self) -> None:
-        """Model and processor must be of this task, and agree on the sequence; an untrained model is told."""
+        """Check that model and processor fit this task and each other; warn if the model is untrained."""
         config, processor = self.model.config, self.processor
         if config.model_type != "xacle":
             raise ValueError(f"A {config.model_type} model cannot do this task; it takes a xacle model.")
@@ -125,7 +125,7 @@ class AudioTextAlignmentPipeline(Pipeline):
 
     def tokenize(self, caption: str) -> tuple[Any, list[str]]:
         """
-        What the model needs of a caption, and notes on one that was cut.
+        Returns what the model needs of a caption, and a note if it was cut.
 
         Raises:
             TypeError: The caption is not a string.
@@ -134,7 +134,7 @@ class AudioTextAlignmentPipeline(Pipeline):
         return self.processor.tokenize_caption(caption)
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
-        """Score one input, a list of them, or a stream; the class says what they may be."""
+        """Score one input, a list of them, or a stream; the class docstring says what an input may be."""
         if isinstance(inputs, Iterator) or hasattr(inputs, "column_names"):  # the latter: a datasets.Dataset
             return super().__call__((row for row in inputs), **kwargs)
         if isinstance(inputs, Mapping) and is_column(inputs.get("audio")):
@@ -150,7 +150,7 @@ class AudioTextAlignmentPipeline(Pipeline):
         hop_seconds: float | None = None,
         return_windows: bool | None = None,
     ) -> tuple[dict, dict, dict]:
-        """Sort the arguments of a call, or of the constructor, to the steps they belong to."""
+        """Assign the arguments of a call, or of the constructor, to the steps they belong to."""
         preprocess = {"sampling_rate": sampling_rate, "window_seconds": window_seconds, "hop_seconds": hop_seconds}
         preprocess = {name: value for name, value in preprocess.items() if value is not None}
         return preprocess, {}, {} if return_windows is None else {"return_windows": return_windows}
@@ -165,8 +165,8 @@ class AudioTextAlignmentPipeline(Pipeline):
         postprocess_params: dict,
     ) -> Iterator[Any]:
         """
-        One result an input, in order. Inputs differ in windows and captions, so the base class's padding of whole
-        inputs cannot serve.
+        Yields one result per input, in order. Inputs differ in their numbers of windows and captions, so the base
+        class's padding of whole inputs does not work.
         """
         if isinstance(inputs, Sized):
             dataset = PipelineDataset(inputs, self.preprocess, preprocess_params)
@@ -180,7 +180,7 @@ class AudioTextAlignmentPipeline(Pipeline):
                 yield self.postprocess({**item, "scores": scores}, **postprocess_params)
 
     def run_single(self, inputs: Any, preprocess_params: dict, forward_params: dict, postprocess_params: dict) -> Any:
-        """The result of one input."""
+        """Returns the result of one input."""
         return next(self.get_iterator([inputs], 0, 1, preprocess_params, forward_params, postprocess_params))
 
     def preprocess(
@@ -195,7 +195,7 @@ class AudioTextAlignmentPipeline(Pipeline):
 
         Returns:
             `waveform` of shape `(samples,)`, `spans` (first and last sample of each window), `captions`, `sequences`
-            (token ids) and `notes` of each caption, and `is_list` if captions came as a list.
+            (token ids) and `notes` of each caption, and `is_list`: whether captions came as a list.
         """
         if not isinstance(inputs, Mapping) or "audio" not in inputs or "text" not in inputs:
             found = f"the keys {sorted(inputs)}" if isinstance(inputs, Mapping) else f"a {type(inputs).__name__}"
@@ -224,7 +224,7 @@ class AudioTextAlignmentPipeline(Pipeline):
     def _load(
         self, audio: Any, sampling_rate: int | None, window_seconds: float | None, hop_seconds: float | None
     ) -> tuple[torch.Tensor, list[tuple[int, int]], list[str]]:
-        """Waveform `(samples,)`, first and last sample of each window to score, and notes."""
+        """Returns the waveform `(samples,)`, the first and last sample of each window to score, and notes."""
         extractor = self.processor.feature_extractor
         if window_seconds is None and hop_seconds is None:
             waveform, notes = extractor.load(audio, sampling_rate)
@@ -249,7 +249,7 @@ class AudioTextAlignmentPipeline(Pipeline):
         `pass_size` windows, and as many pairs, are in memory at a time.
 
         Returns:
-            For each input a `torch.Tensor` of shape `(num_windows, num_captions)`, on the 0-10 scale.
+            A `torch.Tensor` of shape `(num_windows, num_captions)` for each input, on the 0-10 scale.
         """
         windows = [(item, number) for item in items for number in range(len(item["spans"]))]
         scores = []
@@ -262,15 +262,15 @@ class AudioTextAlignmentPipeline(Pipeline):
 
     def with_spectrograms(self, item: dict[str, Any]) -> dict[str, Any]:
         """
-        A preprocessed input with `input_features` of shape `(num_windows, num_frames, num_mel_bins)` in the place of
-        its waveform: what [`_forward`] would begin with, for loaders to do beforehand.
+        Returns a preprocessed input with `input_features` of shape `(num_windows, num_frames, num_mel_bins)` instead of
+        its waveform: the first step of [`_forward`], which loaders can do in advance.
         """
         windows = [(item, number) for number in range(len(item["spans"]))]
         kept = {name: value for name, value in item.items() if name != "waveform"}
         return {**kept, "input_features": self._spectrograms(windows)}
 
     def _spectrograms(self, windows: list[tuple[dict[str, Any], int]]) -> torch.Tensor:
-        """Log-mel spectrograms `(num_windows, num_frames, num_mel_bins)`, of inputs that all have them or all not."""
+        """Returns log-mel spectrograms `(num_windows, num_frames, num_mel_bins)`; all inputs have them, or none."""
         if "input_features" in windows[0][0]:
             return torch.stack([item["input_features"][number] for item, number in windows])
         extractor = self.processor.feature_extractor
@@ -278,7 +278,7 @@ class AudioTextAlignmentPipeline(Pipeline):
         return extractor.log_mel(torch.stack([extractor.fit(waveform[start:end]) for waveform, start, end in spans]))
 
     def _score_windows(self, windows: list[tuple[dict[str, Any], int]], pass_size: int) -> torch.Tensor:
-        """Scores `(num_pairs,)` of each window, of an input and by its number, with each of its captions."""
+        """Scores each window, an input with the window's number, against each of its captions: `(num_pairs,)`."""
         audio_features = self.model.get_audio_features(self._spectrograms(windows))  # (W, T, F) -> (W, N, D)
         pairs = [(row, ids) for row, (item, _) in enumerate(windows) for ids in item["sequences"]]
         order = sorted(range(len(pairs)), key=lambda index: len(pairs[index][1]))  # little padding in each pass
@@ -293,11 +293,11 @@ class AudioTextAlignmentPipeline(Pipeline):
     def postprocess(
         self, output: dict[str, Any], return_windows: bool = False
     ) -> dict[str, Any] | list[dict[str, Any]]:
-        """One dict for a caption, a list of them for a list of captions."""
+        """Returns one dict for a caption, a list of them for a list of captions."""
         sampling_rate = self.processor.feature_extractor.sampling_rate
         spans = [(start / sampling_rate, end / sampling_rate) for start, end in output["spans"]]
         weights = torch.tensor([end - start for start, end in spans])
-        # Not a matrix product, which under autocast would round the scores.
+        # No matrix product, because autocast would round the scores.
         means = ((weights / weights.sum())[:, None] * output["scores"]).sum(dim=0)  # (W, 1) * (W, C) -> (C,)
         results = []
         for index, caption in enumerate(output["captions"]):
@@ -319,6 +319,6 @@ class AudioTextAlignmentPipeline(Pipeline):
         registered default's local path.
         """
         self.model.save_pretrained(save_directory, **kwargs)
-        # `pipeline(dtype=...)` leaves the dtype there, which no JSON holds.
+        # `pipeline(dtype=...)` leaves the dtype there, which JSON cannot hold.
         self.processor.tokenizer.init_kwargs.pop("dtype", None)
         self.processor.save_pretrained(save_directory)

@@ -1,4 +1,4 @@
-"""Caption + audio -> model inputs. The one place that knows the order of the sequence and counts its tokens."""
+"""Turns caption and audio into model inputs: the only place that orders the sequence and counts its tokens."""
 
 from typing import Any
 
@@ -18,11 +18,11 @@ IGNORED = -100  # label of a position that does not count in the loss
 
 def check_agreement(config: Any, processor: "XacleProcessor") -> None:
     """
-    Check what a model's config and its processor must say alike: the special tokens, the number of audio tokens, and
-    the order of the sequence, which `caption_likelihood` decides; with it also the token that ends a caption.
+    Check that a model's config and its processor agree: on the special tokens, the number of audio tokens and the order
+    of the sequence, which `caption_likelihood` decides; with it, also on the token that ends a caption.
 
     Raises:
-        ValueError: They differ; the scores would have no meaning.
+        ValueError: They differ, so that scores would have no meaning.
     """
     ids = [config.audio_start_token_id, *[config.audio_token_id] * config.num_audio_tokens]
     if processor.audio_and_score_ids != [*ids, config.audio_end_token_id, config.score_token_id]:
@@ -47,7 +47,7 @@ def check_agreement(config: Any, processor: "XacleProcessor") -> None:
 
 class XacleProcessor(ProcessorMixin):
     r"""
-    Builds the sequence caption, `[AUDIO_START]`, N x `[AUDIO]`, `[AUDIO_END]`, `[SCORE]`, padded at its end (arXiv
+    Builds the sequence: caption, `[AUDIO_START]`, N x `[AUDIO]`, `[AUDIO_END]`, `[SCORE]`, padded at its end (arXiv
     2602.00604, section 2). The published EOS after `[SCORE]` is left out: under causal attention it cannot change the
     score.
 
@@ -55,10 +55,10 @@ class XacleProcessor(ProcessorMixin):
         feature_extractor (`XacleFeatureExtractor`): Audio -> log-mel spectrogram.
         tokenizer (`PreTrainedTokenizerBase`): Tokenizer of the language model with the four tokens of `SPECIAL_TOKENS`
             added.
-        num_audio_tokens (`int`): Audio tokens of a clip; the model's `config.num_audio_tokens`.
-        max_text_tokens (`int`): Caption tokens that are kept.
-        audio_first (`bool`): Put the caption behind the audio, where captioning (stage 1) has it, rather than before
-            it, as published: `[SCORE]` then reads how well each word follows from the sound, which stage 1 taught.
+        num_audio_tokens (`int`): Audio tokens per clip, as in the model's `config.num_audio_tokens`.
+        max_text_tokens (`int`): Caption tokens to keep.
+        audio_first (`bool`): Put the caption after the audio, as captioning (stage 1) does, rather than before it, as
+            published: `[SCORE]` then reads how well each word follows from the sound, which stage 1 taught.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class XacleProcessor(ProcessorMixin):
         Load from a folder or Hub id.
 
         Raises:
-            OSError: There is no complete processor; a model alone cannot be scored with.
+            OSError: There is no complete processor; a model alone cannot score.
         """
         try:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
@@ -103,7 +103,7 @@ class XacleProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        """Names of the tensors that a call with captions and audio returns."""
+        """The names of the tensors that a call with captions and audio returns."""
         return ["input_ids", "attention_mask", "input_features"]
 
     def __call__(
@@ -116,17 +116,17 @@ class XacleProcessor(ProcessorMixin):
         return_notes: bool = False,
     ) -> BatchFeature:
         """
-        Model inputs for pairs of a caption and a clip.
+        Make model inputs for pairs of a caption and a clip.
 
         Args:
             text (`str` or `list[str]`, *optional*): Captions.
-            audio (*optional*): Clips, each as [`load_waveform`] takes them; as many as captions. Without them only the
-                sequence is built, for a model that gets `audio_features`.
+            audio (*optional*): Clips, each as [`load_waveform`] takes them, as many as captions. Without them, only
+                the sequence is built, for a model that gets `audio_features`.
             sampling_rate (`int`, *optional*): Rate in Hz of bare samples.
             return_tensors (`str`): `"pt"` or `"np"`.
-            device (`str` or `torch.device`, *optional*): Where the spectrogram is computed and everything stays; by
+            device (`str` or `torch.device`, *optional*): Where the spectrogram is computed and all outputs stay; by
                 default the CPU.
-            return_notes (`bool`): Also return `notes`, what was cut, padded or resampled in each pair, instead of
+            return_notes (`bool`): Also return `notes` on what was cut, padded or resampled in each pair, instead of
                 logging the cuts.
 
         Returns:
@@ -135,8 +135,8 @@ class XacleProcessor(ProcessorMixin):
             num_mel_bins)`.
 
         Raises:
-            ValueError: An empty caption; captions and clips that differ in number; audio that cannot be used.
-            TypeError: A caption that is not a string.
+            ValueError: A caption is empty, captions and clips differ in number, or audio cannot be used.
+            TypeError: A caption is not a string.
         """
         if text is None and audio is None:
             raise ValueError("Nothing to process: give `text`, `audio` or both.")
@@ -167,19 +167,19 @@ class XacleProcessor(ProcessorMixin):
         device: str | torch.device | None = None,
     ) -> BatchFeature:
         """
-        Inputs of [`XacleForConditionalGeneration`]: `[AUDIO_START]`, N x `[AUDIO]`, `[AUDIO_END]`, and for training the
-        caption and the tokenizer's end-of-sequence token.
+        Make inputs of [`XacleForConditionalGeneration`]: `[AUDIO_START]`, N x `[AUDIO]`, `[AUDIO_END]`, and for
+        training the caption and the tokenizer's end-of-sequence token.
 
         Args:
             audio: Clips, each as [`load_waveform`] takes them.
             text (`str` or `list[str]`, *optional*): Captions, as many as clips; without them, prompts to generate from.
             sampling_rate (`int`, *optional*): Rate in Hz of bare samples.
-            device (`str` or `torch.device`, *optional*): Where the spectrogram is computed and everything stays.
+            device (`str` or `torch.device`, *optional*): Where the spectrogram is computed and all outputs stay.
 
         Returns:
             `BatchFeature` with `input_ids` and `attention_mask` of shape `(batch_size, sequence_length)`,
-            `input_features` of shape `(batch_size, num_frames, num_mel_bins)`, and with captions `labels` of the shape
-            of `input_ids`: the id where a token is to be predicted, -100 elsewhere.
+            `input_features` of shape `(batch_size, num_frames, num_mel_bins)`, and with captions `labels` of the
+            same shape as `input_ids`: the id where a token is to be predicted, -100 elsewhere.
         """
         features = self.feature_extractor(audio, sampling_rate, device=device)
         if text is None:
@@ -193,7 +193,7 @@ class XacleProcessor(ProcessorMixin):
         self, captions: list[str], device: str | torch.device | None = None
     ) -> dict[str, torch.Tensor]:
         """
-        The part of [`~XacleProcessor.prepare_captioning`] that needs no sound: `input_ids`, `attention_mask` and
+        Make the inputs of [`~XacleProcessor.prepare_captioning`] that need no sound: `input_ids`, `attention_mask` and
         `labels` of shape `(batch_size, sequence_length)`.
         """
         prompt, end = self.audio_and_score_ids[:-1], [self.tokenizer.eos_token_id]
@@ -207,9 +207,9 @@ class XacleProcessor(ProcessorMixin):
 
     def tokenize_caption(self, caption: str) -> tuple[list[int], list[str]]:
         """
-        The whole sequence of one pair, unpadded, and notes on a caption that was cut.
+        Returns the whole sequence of one pair, unpadded, and a note if the caption was cut.
 
-        A caption that spells a special token stays text, so the one `[SCORE]` of a sequence is the one placed here.
+        A caption that spells out a special token stays text, so the only `[SCORE]` is the one placed here.
 
         Raises:
             TypeError: The caption is not a string.
@@ -226,7 +226,7 @@ class XacleProcessor(ProcessorMixin):
         return ids + self.audio_and_score_ids, notes
 
     def _encode(self, caption: str, **kwargs: Any) -> list[int]:
-        """Token ids of a caption, in which no special token is recognised."""
+        """Returns a caption's token ids; special tokens in its text are not recognised."""
         if not isinstance(caption, str):
             raise TypeError(f"A caption must be a string, not {type(caption).__name__}: {caption!r}.")
         if not any(character.isprintable() and not character.isspace() for character in caption):
@@ -247,7 +247,7 @@ class XacleProcessor(ProcessorMixin):
 
     def pad(self, sequences: list[list[int]], device: str | torch.device | None = None) -> dict[str, torch.Tensor]:
         """
-        `input_ids` and `attention_mask` of shape `(batch_size, longest)`, int64, padded at the end and only there.
+        Returns int64 `input_ids` and `attention_mask` of shape `(batch_size, longest)`, padded only at the end.
         """
         length = max(map(len, sequences))
         input_ids = [[*ids, *[self._pad_id] * (length - len(ids))] for ids in sequences]

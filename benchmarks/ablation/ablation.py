@@ -1,16 +1,16 @@
 """
-What each stage, loss and order brings, on synthetic worlds: the recipe as released and as in the paper (arXiv
-2602.00604, from the same stage 1, with the best checkpoint and calibration), ours, and the listeners' ceiling.
+Measure what each stage, loss and order contributes on synthetic worlds: the recipe as released and as in the paper
+(arXiv 2602.00604, from the same stage 1, with the best checkpoint and calibration), ours, and the listeners' ceiling.
 
     python benchmarks/ablation/ablation.py runs/tiny
     python benchmarks/ablation/ablation.py runs/tiny --test-seed 1f2e3d4c
 
-makes what tiny.py makes, trains the other rows from the same parts and data, and measures them: without a seed on the
-split `development`, by which everything was chosen (--choices tries other learning rates too); with a seed on the test
-world of that seed, for what was frozen before it was drawn. Each row is trained by
-`run_stage.py`; a row that is done is not done again, and one that was made otherwise is refused. Tables, scores and a
-picture go to benchmarks/results/ablation/. The ratings are a program's: the figures compare methods and say nothing
-about human listeners.
+makes what tiny.py makes, trains the other rows from the same parts and data, and measures all of them: without a seed
+on the split `development`, on which everything was chosen (--choices also tries other learning rates); with a seed on
+the test world of that seed, for recipes that were frozen before it was drawn. `run_stage.py` trains each row; finished
+rows are skipped, and rows that were made differently are refused. Tables, scores and a picture go to
+benchmarks/results/ablation/. The ratings come from a program: the figures compare methods and say nothing about human
+listeners.
 """
 
 import json
@@ -40,8 +40,8 @@ RESULTS = Path(__file__).parents[1] / "results/ablation"
 
 def without_likelihood(source: Path, output: Path) -> None:
     """
-    A model of the bundled one's weights in the published form: captions before the sound, no likelihood. The first
-    layer of its score head, untrained before stage 2, is drawn anew, for it is narrower.
+    Save the bundled model's weights as a model of the published form: captions before the sound, no likelihood. The
+    first layer of its score head, untrained before stage 2, gets new random weights because it is narrower.
     """
     processor = AutoProcessor.from_pretrained(source)
     processor.audio_first = False
@@ -53,20 +53,20 @@ def without_likelihood(source: Path, output: Path) -> None:
 
 
 def published_form(source: str, work: Path) -> Step:
-    """The step that gives a model the published form."""
+    """Returns the step that gives a model the published form."""
     output = str(Path(source).with_name("published") / Path(source).name)
     make = partial(without_likelihood, work / source, work / output)
     return Step(f"{output}/processor_config.json", ["without_likelihood", source], make)
 
 
 def run_step(run: rows.Run, work: Path) -> Step:
-    """The step of a training run."""
+    """Returns the step of a training run."""
     command = tiny.stage_command(run.stage, run.folder, run.start, **run.settings)
     return tiny.command_step(f"{run.folder}/README.md", command, work)
 
 
 def plan(work: Path, with_choices: bool = False) -> list[Step]:
-    """The steps of the bundled model, and those of the other rows, for every seed."""
+    """Returns the steps of the bundled model and of the other rows, for every seed."""
     steps = {step.folder: step for step in tiny.plan(work)}
     labels = tiny.label_command(rows.PUBLISHED_LABELS, "--negatives", 3)
     published = [published_form(name, work) for name in ("stage0", "stage1")]
@@ -84,7 +84,7 @@ def plan(work: Path, with_choices: bool = False) -> list[Step]:
 
 
 def teacher_cosines(folder: Path, pairs: Dataset) -> list[float]:
-    """Cosines `(num_pairs,)` of the CLAP teacher, as they are."""
+    """Returns the CLAP teacher's cosines `(num_pairs,)`."""
     teacher = ClapTeacher.from_pretrained(folder)
     audio = teacher.embed_audio([row["audio"] for row in pairs])  # (P, D)
     text = teacher.embed_text(pairs["text"][:])
@@ -92,7 +92,7 @@ def teacher_cosines(folder: Path, pairs: Dataset) -> list[float]:
 
 
 def score_split(work: Path, world: Path, split: str) -> list[dict[str, Any]]:
-    """A line for each pair of a split: its key, mean rating, true alignment, and what every model gives it."""
+    """Returns a line for each pair of a split: its key, mean rating, true alignment, and every model's score."""
     pairs = load_pairs(world, split)
     ids = pairs["id"][:]
     columns = {"split": [split] * len(ids), "id": ids, "average_score": pairs["score"][:]}
@@ -104,13 +104,13 @@ def score_split(work: Path, world: Path, split: str) -> list[dict[str, Any]]:
 
 
 def write_choices(output: Path, work: Path) -> None:
-    """Write what every row reaches on development data, its SRCC, at each learning rate that was tried for a stage."""
+    """Write every row's SRCC on development data at each learning rate that was tried for a stage."""
     pairs = load_pairs(work / tiny.DATA[3], "development")
     references = np.array(pairs["score"][:])
 
-    @cache  # a row's own model is among the choices of each of its stages
+    @cache  # each stage's choices include the row's own model
     def srcc(folder: str) -> float:
-        """Of the model in a folder."""
+        """Returns the SRCC of the model in a folder."""
         return alignment_metrics(model_scores(work / folder, pairs, work / "cache"), references)["SRCC"]
 
     found = {

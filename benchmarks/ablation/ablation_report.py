@@ -1,4 +1,4 @@
-"""What a table of the ablation's scores shows: the rows with their intervals, another generator's shares, a picture."""
+"""Reports a table of the ablation's scores: rows with their intervals, another generator's shares, a picture."""
 
 from pathlib import Path
 from typing import Any
@@ -22,17 +22,17 @@ SEEDS_TOLD = (
 
 
 def system_columns() -> dict[str, list[str]]:
-    """The columns of a table of scores that each system has, one for each seed."""
+    """Returns each system's columns in a table of scores, one for each seed."""
     own = {row.name: [f"{row.name} ({seed})" for seed in row.seeds] for row in ROWS}
     return {TEACHER: [TEACHER], **own, CEILING: ["alignment"]}
 
 
 def split_scores(lines: list[dict[str, Any]], split: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Each system's scores `(num_seeds, num_pairs)` and the mean ratings `(num_pairs,)` of a split's lines."""
+    """Returns each system's scores `(num_seeds, num_pairs)` and the mean ratings `(num_pairs,)` in a split's lines."""
     own = [line for line in lines if line["split"] == split]
 
     def column(name: str) -> np.ndarray:
-        """Its values `(num_pairs,)`."""
+        """Returns a column's values `(num_pairs,)`."""
         return np.array([float(line[name]) for line in own])
 
     systems = {system: np.stack([column(name) for name in names]) for system, names in system_columns().items()}
@@ -41,9 +41,9 @@ def split_scores(lines: list[dict[str, Any]], split: str) -> tuple[dict[str, np.
 
 def resample_rows(scores: dict[str, np.ndarray], references: np.ndarray) -> dict[str, np.ndarray]:
     """
-    SRCC `(num_resamples,)` of every row on samples of the pairs, alike for all; of a row with several seeds, the mean
-    over a sample of them, whose deviation from their mean is widened: that of n values is too narrow by the root of
-    (n - 1) / n.
+    Computes the SRCC `(num_resamples,)` of every row on the same samples of the pairs. A row with several seeds gets
+    the mean over a sample of them; its deviation from their mean is widened, because that of n values is too narrow by
+    the root of (n - 1) / n.
     """
     samples = resampled_srcc(np.concatenate(list(scores.values())), references, BOOTSTRAP_SEED)
     generator = np.random.default_rng([BOOTSTRAP_SEED, 1])
@@ -59,10 +59,10 @@ def resample_rows(scores: dict[str, np.ndarray], references: np.ndarray) -> dict
 
 def measure(scores: dict[str, np.ndarray], references: np.ndarray) -> list[dict[str, Any]]:
     """
-    The rows of the table.
+    Compute the rows of the table.
 
     Args:
-        scores (`dict` of `np.ndarray` of shape `(num_seeds, num_pairs)`): Of every row.
+        scores (`dict` of `np.ndarray` of shape `(num_seeds, num_pairs)`): Every row's scores.
         references (`np.ndarray` of shape `(num_pairs,)`): Mean ratings.
     """
     metrics = {name: [alignment_metrics(one, references) for one in values] for name, values in scores.items()}
@@ -90,7 +90,7 @@ def measure(scores: dict[str, np.ndarray], references: np.ndarray) -> list[dict[
 
 
 def table_row(row: dict[str, Any]) -> dict[str, str]:
-    """A row of the table for people."""
+    """Formats a row of the table for people."""
     over = with_interval(row["over the released recipe"], row["over the released recipe, interval"])
     return {
         "system": row["system"],
@@ -108,12 +108,12 @@ SUMMARY_COLUMNS = ("system", "seeds", "of the ceiling [95 %]", "over the release
 
 
 def summary(table: list[dict[str, Any]]) -> str:
-    """The columns of the table that matter most, for other documents."""
+    """Returns the table's most important columns, for other documents."""
     return markdown_table([{column: table_row(row)[column] for column in SUMMARY_COLUMNS} for row in table])
 
 
 def settings_row(row: Row) -> dict[str, str]:
-    """How a row was made: the start and all settings of each of its runs; with other seeds, only these differ."""
+    """Says how a row was made: start and all settings of each of its runs; for other seeds, only the seed differs."""
     runs = []
     for run in row.runs:
         settings = {"data": tiny.DATA[tiny.STAGES[run.stage]["stage"]], **tiny.STAGES[run.stage], **run.settings}
@@ -123,7 +123,7 @@ def settings_row(row: Row) -> dict[str, str]:
 
 
 def draw_forest(table: list[dict[str, Any]], title: str) -> bytes:
-    """A PNG picture: each row's SRCC with its interval, and the ceiling as a line."""
+    """Draws each row's SRCC with its interval, and the ceiling as a line, as a PNG image."""
     systems, ceiling = table[:-1], table[-1]["SRCC"]
     with styled_figure(8.0, 0.9 + 0.24 * len(systems)) as (figure, axes):
         for place, row in enumerate(reversed(systems)):
@@ -140,7 +140,7 @@ def draw_forest(table: list[dict[str, Any]], title: str) -> bytes:
 
 
 def shares(lines: list[dict[str, Any]], splits: list[str]) -> str:
-    """Which share of each split's own ceiling every system reaches, as a table for people."""
+    """Returns a table of the share that every system reaches of each split's own ceiling."""
     found: dict[str, dict[str, str]] = {}
     for split in splits:
         for row in measure(*split_scores(lines, split)):
@@ -150,7 +150,7 @@ def shares(lines: list[dict[str, Any]], splits: list[str]) -> str:
 
 
 def report(name: str, lines: list[dict[str, Any]]) -> tuple[str, bytes]:
-    """The page, in Markdown, and the picture of a table of scores, of which the first split counts most."""
+    """Makes the page (Markdown) and the picture of a table of scores, mainly about its first split."""
     first, *others = dict.fromkeys(line["split"] for line in lines)
     scores, references = split_scores(lines, first)
     table = measure(scores, references)
@@ -163,7 +163,7 @@ def report(name: str, lines: list[dict[str, Any]]) -> tuple[str, bytes]:
 
 
 def write_report(output: Path, name: str, lines: list[dict[str, Any]]) -> str:
-    """Write the scores, the page and the picture; the page."""
+    """Write the scores, the page and the picture; returns the page."""
     output.mkdir(parents=True, exist_ok=True)
     file = name.replace(" ", "-")
     page, picture = report(name, lines)

@@ -1,10 +1,10 @@
 """
-Put the trained model into the package, with what it reaches on a test world on its card.
+Put the trained model into the package, with its results on a test world on its card.
 
     python benchmarks/ablation/install.py runs/tiny --test-seed 1f2e3d4c
 
-takes runs/tiny/stage3, which tiny.py makes, without the code, which the package has; every pair's score goes to
-benchmarks/results/worlds/, in the place of those of the model before.
+takes runs/tiny/stage3, which tiny.py makes, without the code, which the package has. Every pair's score goes to
+benchmarks/results/worlds/ and replaces the previous model's.
 """
 
 import shutil
@@ -42,7 +42,7 @@ with the mean of four simulated listeners, over that of the true alignment.
 {table}
 
 ## Intended use"""
-# What the run's own card cannot know.
+# Text that the run's own card cannot have.
 REWORDED = {
     "---\nlanguage:": "---\nlicense: mit\nlanguage:",
     "- name: stage3\n": "- name: xacle-tiny\n",
@@ -57,10 +57,10 @@ REWORDED = {
 
 def make_card(text: str, seed: int, table: str) -> str:
     """
-    The card of a run, with what that run cannot know.
+    Add to a run's card what the run itself cannot know.
 
     Raises:
-        ValueError: The card is not worded as it should be.
+        ValueError: The card's text is not as expected.
     """
     for old, new in {**REWORDED, "## Intended use": TEST.format(seed=seed, table=table)}.items():
         if old not in text:
@@ -70,7 +70,7 @@ def make_card(text: str, seed: int, table: str) -> str:
 
 
 def install(model: Path, folder: Path, seed: int, table: str) -> None:
-    """Put a trained model into a folder, and what it must score beside it."""
+    """Put a trained model into a folder, with the scores that it must give."""
     card = make_card((model / "README.md").read_text(encoding="utf-8"), seed, table)
     for name in INSTALLED:
         shutil.copy(model / name, folder / name)

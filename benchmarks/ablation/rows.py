@@ -1,11 +1,11 @@
-"""The rows of the ablation: what each is trained on, from where, and how."""
+"""The rows of the ablation: where each starts, what it is trained on, and how."""
 
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import tiny
 
-# The first is that of the bundled model. Rows with several are trained from stage 2 on with each; the parts of the
+# The first seed is the bundled model's. Rows with several seeds are trained with each from stage 2 on; the parts of the
 # model, the teacher and its labels, and stage 1 are made once.
 SEEDS = (42, 43, 44)
 
@@ -17,9 +17,9 @@ class Run:
 
     Args:
         folder (`str`): Its output, below the work folder.
-        stage (`str`): Of `tiny.STAGES`.
+        stage (`str`): A key of `tiny.STAGES`.
         start (`str`): Where it starts, below the work folder.
-        settings (`dict`): What differs from the bundled model's.
+        settings (`dict`): Settings that differ from the bundled model's.
     """
 
     folder: str
@@ -28,7 +28,7 @@ class Run:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def with_seed(self, seed: int) -> "Run":
-        """The same with another seed, in a folder of its own."""
+        """Returns the same run with another seed, in its own folder."""
         if seeded(self.folder, seed) == self.folder:
             return self
         settings = {**self.settings, "seed": seed}
@@ -36,16 +36,16 @@ class Run:
 
     @property
     def rate(self) -> float:
-        """Its learning rate."""
+        """The run's learning rate."""
         return self.settings.get("learning_rate", tiny.STAGES[self.stage]["learning_rate"])
 
     def with_rate(self, rate: float) -> "Run":
-        """The same with another learning rate, in a folder of its own."""
+        """Returns the same run with another learning rate, in its own folder."""
         return replace(self, folder=f"rates/{self.folder}-{rate:g}", settings={**self.settings, "learning_rate": rate})
 
 
 def seeded(folder: str, seed: int) -> str:
-    """The folder of a seed's model; those of stage 1 and of no stage serve all seeds."""
+    """Returns the folder of a seed's model; all seeds share stage 1 and what comes before it."""
     return folder if seed == SEEDS[0] or folder.endswith(("stage0", "stage1")) else f"seed{seed}/{folder}"
 
 
@@ -56,10 +56,10 @@ class Row:
 
     Args:
         name (`str`): What it is.
-        runs (`tuple` of `Run`): One after the other; the last is measured.
-        seeds (`tuple` of `int`): It is trained with each.
-        rates (`dict`): By stage, the learning rates that are tried on development data, of which its own is the best;
-            a row without has those of the row which it varies.
+        runs (`tuple` of `Run`): Its runs, one after the other; the last is measured.
+        seeds (`tuple` of `int`): The seeds it is trained with.
+        rates (`dict`): By stage, the learning rates to try on development data, of which its own is the best; a row
+            without any has those of the row that it varies.
     """
 
     name: str
@@ -68,16 +68,16 @@ class Row:
     rates: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
     def folders(self) -> list[str]:
-        """The models that are measured, one for each seed."""
+        """The folders of the measured models, one for each seed."""
         return [self.runs[-1].with_seed(seed).folder for seed in self.seeds]
 
 
-# The sequence of the published system (caption, sound, [SCORE]), from the same stage 1: captioning has the sound first
+# The published system's sequence (caption, sound, [SCORE]), from the same stage 1: in captioning, the sound comes first
 # in either form.
 PUBLISHED_LABELS = "data/clap_published"
 PUBLISHED_FORM = ("published/", "before/")  # folders of models in that sequence; they read no likelihood
 # As in the released code: ListNet at temperature 1 over the 16 pairs of one process, a frozen language model, three
-# random negatives for a caption, and SpecAugment that never runs. Rates and lengths are ours: the released ones are for
+# random negatives per caption, and SpecAugment that never runs. Rates and lengths are ours: the released ones suit
 # another size.
 AS_RELEASED = {
     "train": "projector score_head",
@@ -96,9 +96,9 @@ STAGE2_AS_RELEASED = AS_RELEASED | {
 }
 # The paper's masks of 15 of 128 mel bins and 30 frames, at 32 mel bins.
 SPEC_AUGMENT = {"mask_mel_bins": 4, "mask_frames": 30, "augmented_views": 4}
-# What starts from little learns longer in stage 3.
+# Models that start from little train longer in stage 3.
 LONGER = {"num_train_epochs": 8}
-# Rows without stage 1 learn no captioning in stage 2 either.
+# Rows without stage 1 do not learn captioning in stage 2 either.
 NO_CAPTIONING = {"caption_weight": 0.0}
 
 RELEASED_RATE = 1e-4
@@ -113,12 +113,12 @@ RELEASED2 = Run("published/stage2", "stage2", "published/stage1", STAGE2_AS_RELE
 
 
 def released3(folder: str, start: str, **settings: Any) -> Run:
-    """Stage 3 as released, but for some settings."""
+    """Returns stage 3 as released, except for some settings."""
     return Run(folder, "stage3", start, AS_RELEASED | {"learning_rate": RELEASED_RATE} | settings)
 
 
 def variant(name: str, **settings: Any) -> tuple[Run, ...]:
-    """Ours, but for some settings of stage 3."""
+    """Returns our runs, except for some settings of stage 3."""
     return (STAGE1, STAGE2, Run(f"variants/{name}", "stage3", "stage2", settings))
 
 
@@ -154,7 +154,7 @@ ROWS = (
 
 
 def choices(row: Row) -> dict[str, dict[float, tuple[Run, ...]]]:
-    """By stage and learning rate, the runs of a row at every rate that was tried for one of its stages."""
+    """Returns, by stage and learning rate, a row's runs at every rate that was tried for one of its stages."""
     tried: dict[str, dict[float, tuple[Run, ...]]] = {}
     for place, run in enumerate(row.runs):
         for rate in row.rates.get(run.stage, ()):

@@ -1,6 +1,6 @@
 """
-The steps of a benchmark in its work folder: each is done once, and what was made otherwise, by another command, from
-other inputs or by another version of the package, is not taken for done. Changes of code within a version are not seen.
+The steps of a benchmark in its work folder. Each is done once; a result from another command, other inputs or another
+version of the package does not count as done. Code changes within a version go unnoticed.
 """
 
 import json
@@ -15,7 +15,7 @@ from modeling_xacle.checkpoints.fingerprints import digest_of
 from modeling_xacle.data.files import write_json
 
 RECORDS = "steps"
-# Options that say how a machine computes, not what, and the number of their values.
+# Options that change how a machine computes, but not what, with the number of their values.
 MACHINE_OPTIONS = {"--num-workers": 1, "--bf16": 0}
 
 
@@ -25,9 +25,9 @@ class Step:
     A step.
 
     Args:
-        result (`str`): Folder, or file in its folder, below the work folder, that is there when the step is done.
+        result (`str`): Folder, or file in a folder, below the work folder, that exists when the step is done.
         settings (`list` of `str`): What the result depends on; folders of earlier steps among them are its inputs.
-        make (callable): Does it.
+        make (callable): Does the step.
     """
 
     result: str
@@ -36,12 +36,12 @@ class Step:
 
     @property
     def folder(self) -> str:
-        """That of the result."""
+        """The folder of the result."""
         return str(Path(self.result).parent) if Path(self.result).suffix else self.result
 
 
 def settings_of(command: list[str]) -> list[str]:
-    """What the result of a command depends on: script and arguments, without interpreter and options of the machine."""
+    """Returns what a command's result depends on: script and arguments, without interpreter and machine options."""
     _, script, *arguments = command
     settings, skipped = [Path(script).name], 0
     for argument in arguments:
@@ -55,7 +55,7 @@ def settings_of(command: list[str]) -> list[str]:
 
 
 def make_records(steps: Iterable[Step]) -> dict[str, dict[str, Any]]:
-    """How each step's folder is made: settings, the digests of the records of its inputs, and the package's version."""
+    """Records how each step's folder is made: settings, digests of its inputs' records, and the package's version."""
     records: dict[str, dict[str, Any]] = {}
     for step in steps:
         inputs = {
@@ -68,12 +68,12 @@ def make_records(steps: Iterable[Step]) -> dict[str, dict[str, Any]]:
 
 
 def record_file(work: Path, folder: str) -> Path:
-    """Where the record of a step's folder is."""
+    """Returns the path of the record of a step's folder."""
     return work / RECORDS / f"{folder.replace('/', '.')}.json"
 
 
 def describe_difference(file: Path, record: dict[str, Any]) -> str:
-    """How what is recorded in a file differs from what would be recorded now; empty if it does not."""
+    """Says how the record in a file differs from the one to be made now; empty if it does not."""
     if not file.is_file():
         return "nothing tells how"
     earlier = json.loads(file.read_text(encoding="utf-8"))
@@ -92,15 +92,15 @@ def describe_difference(file: Path, record: dict[str, Any]) -> str:
 
 def do_steps(work: Path, steps: Iterable[Step]) -> None:
     """
-    Do what is not done yet, in order.
+    Do the steps that are not done yet, in order.
 
     Args:
-        work (`Path`): Folder of all results; how each was made, and how long it took (of an interrupted step, the last
-            part), is recorded in its folder `steps`.
-        steps (iterable of `Step`): All of them.
+        work (`Path`): Folder of all results; its folder `steps` records how each was made, and how long it took (for
+            an interrupted step, the last part).
+        steps (iterable of `Step`): All steps.
 
     Raises:
-        ValueError: Results are there that were made otherwise; nothing was done.
+        ValueError: Some results were made differently; nothing was done.
     """
     steps = list(steps)
     records = make_records(steps)
@@ -115,7 +115,7 @@ def do_steps(work: Path, steps: Iterable[Step]) -> None:
         )
     for step in steps:
         if step not in done:
-            write_json(files[step.folder], records[step.folder])  # a result that is there was made as recorded
+            write_json(files[step.folder], records[step.folder])  # so that every result there was made as recorded
             start = time.perf_counter()
             step.make()
             write_json(files[step.folder], {**records[step.folder], "seconds": time.perf_counter() - start})

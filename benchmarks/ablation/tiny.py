@@ -1,12 +1,12 @@
 """
 Make a small model from nothing, to be the bundled one: a synthetic corpus, a CLAP teacher and its pseudo-labels, a
-pretrained encoder and language model, and the three stages, by the very scripts that real data goes through.
+pretrained encoder and language model, and the three stages, with the same scripts as for real data.
 
     python benchmarks/ablation/tiny.py runs/tiny
 
-ends in runs/tiny/stage3; install.py puts that into the package. Each step prints its command; a step that is done is
-not done again, and one that was interrupted goes on where it can. How each was made, and how long it took, is recorded
-in runs/tiny/steps: what was made otherwise is refused.
+writes the model to runs/tiny/stage3; install.py puts it into the package. Each step prints its command; finished steps
+are skipped, and an interrupted one goes on where it can. runs/tiny/steps records how each step was made and how long
+it took; results that were made differently are refused.
 """
 
 import contextlib
@@ -28,16 +28,16 @@ from steps import Step, do_steps, record_file, settings_of
 from modeling_xacle.checkpoints.building import init_model
 
 ROOT = Path(__file__).parents[2]
-# Captioned clips, and as many rated pairs as the challenge has; development takes the place of its test split.
+# Captioned clips, and as many rated pairs as the challenge has; development replaces its test split.
 WORLD = {"clips": 24_000, "rated-train": 7500, "rated-validation": 3000, "rated-development": 3000, "rated-test": 0}
-# For the parts that `train_parts.py` makes: an audio token for two of the encoder's 62 time steps of 160 ms.
+# For the parts from `train_parts.py`: one audio token for two of the encoder's 62 time steps of 160 ms.
 CONFIG = {
     "caption_likelihood": True,
     "num_audio_tokens": 31,
     "score_head_hidden_size": 128,
     "score_head_output_size": 64,
 }
-# A model of 2 M parameters that starts from little learns at higher rates, and from larger batches, than the published.
+# A model of 2 M parameters that starts from little needs higher rates and larger batches than the published one.
 COMMON = {"cache_audio_features": True, "dataloader_num_workers": 2, "report_to": "none", "save_total_limit": 2}
 ALL = "projector score_head language_model"
 STAGES: dict[str, dict[str, object]] = {
@@ -72,8 +72,8 @@ STAGES: dict[str, dict[str, object]] = {
 STARTS = {"stage1": "stage0", "stage2": "stage1", "stage3": "stage2"}
 CORPUS = "data/synthetic"
 DATA = {1: f"{CORPUS}/aac", 2: "data/clap_pseudo", 3: f"{CORPUS}/xacle"}
-# glibc gives the memory of large tensors back to the system and asks for it again at every step, unless told otherwise;
-# and processes that prepare sounds should leave the other cores to each other.
+# By default, glibc gives the memory of large tensors back to the system and asks for it again at every step; and each
+# process that prepares sounds should leave the other cores to the others.
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "PYTHONPATH": str(ROOT),
@@ -85,30 +85,30 @@ ENVIRONMENT = {
 
 
 def flags(settings: dict[str, object]) -> list[str]:
-    """Settings as arguments of a command line."""
+    """Returns settings as command line arguments."""
     return [part for name, value in settings.items() for part in (f"--{name}", *str(value).split())]
 
 
 def stage_command(name: str, output: str, model: str, **settings: object) -> list[str]:
-    """The command of a stage, run in the work folder, with the settings of the bundled model but for those given."""
+    """Returns a stage's command, to run in the work folder, with the bundled model's settings except those given."""
     merged = {**COMMON, **STAGES[name], **settings}
     folders = {"model": model, "data": DATA[merged["stage"]], "output_dir": output, "cache_dir": "cache"}
     return [sys.executable, str(ROOT / "run_stage.py"), *flags({**folders, **merged})]
 
 
 def script_command(name: str, *arguments: object) -> list[str]:
-    """The command of one of `dataset_scripts/`, run in the work folder."""
+    """Returns the command of a script in `dataset_scripts/`, to run in the work folder."""
     return [sys.executable, str(ROOT / "dataset_scripts" / name), *map(str, arguments)]
 
 
 def label_command(output: str, *negatives: object) -> list[str]:
-    """The command of the pseudo-labels of captioned clips, with options of the negatives."""
+    """Returns the command that makes pseudo-labels for captioned clips, with options for the negatives."""
     teacher = ["--teacher", "teacher", "--embeddings", "data/embeddings", "--num-workers", os.cpu_count() or 1]
     return script_command("label_with_clap.py", DATA[1], "-o", output, *teacher, *negatives)
 
 
 def is_faster_in_bf16(size: int = 1024, repetitions: int = 5) -> bool:
-    """Whether this machine multiplies matrices faster in bfloat16 than in float32: GPUs do, and some CPUs."""
+    """Returns True if this machine multiplies matrices faster in bfloat16 than in float32, as GPUs and some CPUs do."""
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     seconds = []
     for dtype in (torch.float32, torch.bfloat16):
@@ -123,7 +123,7 @@ def is_faster_in_bf16(size: int = 1024, repetitions: int = 5) -> bool:
 
 
 def steps() -> Iterator[tuple[str, list[str]]]:
-    """Each step's result in the work folder, and its command, in order."""
+    """Yields each step's result in the work folder and its command, in order."""
     common = ["--num-workers", os.cpu_count() or 1, *(["--bf16"] if is_faster_in_bf16() else [])]
     teacher = ["-o", "teacher", "--epochs", 2, "--batch-size", 64]
     parts = ["-o", "parts", "--beats-epochs", 5, "--beats-batch-size", 32, "--llm-epochs", 1]
@@ -136,7 +136,7 @@ def steps() -> Iterator[tuple[str, list[str]]]:
 
 
 def run(command: list[str], work: Path) -> None:
-    """Run a command of this project's in the work folder, telling what it is; its output goes to stderr."""
+    """Print one of this project's commands and run it in the work folder; its output goes to stderr."""
     typer.echo(f"+ {shlex.join(command)}", err=True)
     environment = {**os.environ, **ENVIRONMENT}
     if subprocess.run(command, env=environment, cwd=work, stdout=sys.stderr, check=False).returncode:
@@ -144,25 +144,25 @@ def run(command: list[str], work: Path) -> None:
 
 
 def make_start(work: Path) -> None:
-    """Build the untrained model of the parts."""
-    with contextlib.chdir(work):  # cards name the parts as they are named here
+    """Build the untrained model from the parts."""
+    with contextlib.chdir(work):  # cards name the parts by these paths
         init_model("parts/beats", "parts/llm", "stage0", **CONFIG)
 
 
 def command_step(result: str, command: list[str], work: Path) -> Step:
-    """The step of a command of this project's, run in the work folder."""
+    """Returns the step that runs one of this project's commands in the work folder."""
     return Step(result, settings_of(command), partial(run, command, work))
 
 
 def plan(work: Path) -> list[Step]:
-    """All steps, in order."""
+    """Returns all steps, in order."""
     commands = [command_step(*step, work) for step in steps()]
     start = Step("stage0/processor_config.json", ["init_model", "parts", json.dumps(CONFIG)], partial(make_start, work))
     return [*commands[: -len(STARTS)], start, *commands[-len(STARTS) :]]
 
 
 def minutes(work: Path, steps: list[Step]) -> float:
-    """How long steps took, by their records."""
+    """Returns how long the steps took, according to their records."""
     records = [json.loads(record_file(work, step.folder).read_text()) for step in steps]
     return sum(record.get("seconds", 0.0) for record in records) / 60
 

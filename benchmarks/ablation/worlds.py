@@ -1,11 +1,11 @@
 """
-How good a model is on a fresh test world: synthetic pairs of a seed that nothing was trained on or chosen by.
+Measure a model on a fresh test world: synthetic pairs from a seed on which nothing was trained or chosen.
 
     python benchmarks/ablation/worlds.py runs/worlds --seed 1f2e3d4c
 
-draws the world (3,000 rated pairs of the split `test`, and 1,000 of each of the splits by another generator), scores it
-with the bundled model or --model, and says which share of the listeners' ceiling the scores reach: their SRCC with the
-mean ratings, over that of the true alignment. Intervals are bootstrap intervals over pairs (95 %).
+draws the world (3,000 rated pairs in the split `test`, and 1,000 in each split from another generator), scores it with
+the bundled model or --model, and says which share of the listeners' ceiling the scores reach: their SRCC with the mean
+ratings, divided by the true alignment's. Intervals are 95 % bootstrap intervals over pairs.
 """
 
 import json
@@ -38,7 +38,7 @@ RESAMPLES = 2000
 
 
 def read_seed(text: str) -> int:
-    """A seed in hexadecimal digits, as a commit's hash has them."""
+    """Reads a seed in hexadecimal digits, as in a commit's hash."""
     try:
         return int(text, 16)
     except ValueError as error:
@@ -46,7 +46,7 @@ def read_seed(text: str) -> int:
 
 
 def draw(work: Path, seed: int) -> Path:
-    """The folder of the rated pairs of a seed's world, below the work folder; made unless it is there."""
+    """Returns the folder of a seed's rated pairs, below the work folder; draws the world unless it is there."""
     folder = work / "worlds" / f"{seed:08x}"
     sizes = {**SIZES, "rated-test": TEST_PAIRS, "rated-unseen": UNSEEN_PAIRS}
     work.mkdir(parents=True, exist_ok=True)
@@ -55,14 +55,14 @@ def draw(work: Path, seed: int) -> Path:
 
 
 def true_alignments(pairs: Path, ids: list[str]) -> np.ndarray:
-    """The rule's alignments `(num_pairs,)`, which listeners hear through their bias and noise."""
+    """Returns the rule's alignments `(num_pairs,)`, to which listeners add their bias and noise."""
     lines = (pairs / "annotations.jsonl").read_text(encoding="utf-8").splitlines()
     alignments = {entry["id"]: entry["alignment"] for entry in map(json.loads, lines)}
     return np.array([alignments[id] for id in ids])
 
 
 def model_scores(folder: str | Path, rows: Dataset, cache_dir: Path) -> np.ndarray:
-    """Scores `(num_pairs,)` of a trained model, on 0-10."""
+    """Returns a trained model's scores `(num_pairs,)`, on 0-10."""
     processor = AutoProcessor.from_pretrained(folder)
     model = AutoModel.from_pretrained(folder).eval()
     cache = AudioFeatureCache(cache_dir, model, processor)
@@ -78,17 +78,17 @@ def model_scores(folder: str | Path, rows: Dataset, cache_dir: Path) -> np.ndarr
 
 
 def standard_ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks of the last axis as unit vectors of mean zero, so that products are rank correlations: (..., N)."""
+    """Returns ranks along the last axis as unit vectors of mean 0, (..., N): their products are rank correlations."""
     ranks = rankdata(values, axis=-1)
     ranks -= ranks.mean(axis=-1, keepdims=True)
-    return ranks / np.maximum(np.linalg.norm(ranks, axis=-1, keepdims=True), 1e-9)  # of constants: 0
+    return ranks / np.maximum(np.linalg.norm(ranks, axis=-1, keepdims=True), 1e-9)  # constants give 0
 
 
 def resampled_srcc(scores: np.ndarray, references: np.ndarray, seed: int = 0) -> np.ndarray:
-    """SRCC `(RESAMPLES, num_systems)` of scores `(num_systems, num_pairs)` on samples of the pairs, alike for all."""
+    """Returns SRCC `(RESAMPLES, num_systems)` of scores `(num_systems, num_pairs)` on the same samples of the pairs."""
 
     def samples() -> Iterator[np.ndarray]:
-        """Correlations `(num_systems,)` of one sample after the other."""
+        """Yields the correlations `(num_systems,)` on each sample."""
         for indices in resample_indices(len(references), RESAMPLES, seed):  # (resamples, N) at a time
             for sample in indices:
                 yield standard_ranks(scores[:, sample]) @ standard_ranks(references[sample])
@@ -97,12 +97,12 @@ def resampled_srcc(scores: np.ndarray, references: np.ndarray, seed: int = 0) ->
 
 
 def interval(samples: np.ndarray) -> list[float]:
-    """The middle 95 % of samples `(num_samples,)`."""
+    """Returns the interval of the middle 95 % of samples `(num_samples,)`."""
     return np.quantile(samples, (0.025, 0.975)).tolist()
 
 
 def measure(scores: np.ndarray, truth: np.ndarray, references: np.ndarray) -> dict[str, Any]:
-    """The metrics of scores, and their share of the ceiling with its interval; all of shape `(num_pairs,)`."""
+    """Computes the metrics and the share of the ceiling, with intervals; all arguments are of shape `(num_pairs,)`."""
     found, ceiling = alignment_metrics(scores, references), alignment_metrics(truth, references)["SRCC"]
     samples = resampled_srcc(np.stack([scores, truth]), references)
     return {
@@ -115,12 +115,12 @@ def measure(scores: np.ndarray, truth: np.ndarray, references: np.ndarray) -> di
 
 
 def with_interval(value: float, ends: list[float]) -> str:
-    """A figure for people: "0.773 [0.754, 0.790]"."""
+    """Formats a figure for people: "0.773 [0.754, 0.790]"."""
     return f"{value:.3f} [{ends[0]:.3f}, {ends[1]:.3f}]"
 
 
 def score_world(model: str | Path, world: Path, cache_dir: Path) -> list[dict[str, Any]]:
-    """A row for each pair of a world: its split, key, mean rating, true alignment, and the score that a model gives."""
+    """Returns a row for each pair of a world: its split, key, mean rating, true alignment and the model's score."""
     found = []
     for split in SPLITS:
         pairs = load_pairs(world, split)
@@ -134,7 +134,7 @@ def score_world(model: str | Path, world: Path, cache_dir: Path) -> list[dict[st
 
 
 def world_table(rows: list[dict[str, Any]]) -> str:
-    """What the scores of [`score_world`] reach on each split, as a table for people."""
+    """Returns a table for people of what the scores of [`score_world`] reach on each split."""
     table = []
     for split in SPLITS:
         own = [row for row in rows if row["split"] == split]

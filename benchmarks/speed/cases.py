@@ -16,7 +16,7 @@ BATCHES = (1, 8, 32)
 CAPTIONS = (1, 4, 16)
 STEP_PAIRS = 8
 
-# What our forms are compared with. The published stage 1 was never released.
+# What our forms are compared with. Stage 1 of the published system was never released.
 PUBLISHED, OWN_PLAIN, OWN_FP32 = "published design", "our own plain form", "ours in fp32"
 
 
@@ -27,12 +27,12 @@ class Case:
 
     Args:
         name (`str`): What the table calls it.
-        items (`int`): Clips, pairs or captions of one call, by which its time is divided.
-        ours (`dict`): Calls of our form, named `ours`, or of forms of several names.
+        items (`int`): Clips, pairs or captions in one call, by which its time is divided.
+        ours (`dict`): The calls to time, by name: `ours`, or several forms.
         reference (`Callable`, *optional*): The call they are compared with.
         beside (`str`): What that is: `PUBLISHED`, `OWN_PLAIN` or `OWN_FP32`.
-        products (`dict`): What each of our forms has to compute, where that is counted.
-        calls (`int`): Calls in a turn, of which the last is timed.
+        products (`dict`): What each of our forms has to compute, if that is counted.
+        calls (`int`): Calls in a turn, of which only the last is timed.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Case:
 
 
 def front_end(bench: Workbench) -> Iterator[Case]:
-    """Waveforms to spectrograms."""
+    """Cases from waveforms to spectrograms."""
     for clips in BATCHES:
         waveforms = bench.waveforms(clips)
         yield Case(
@@ -57,7 +57,7 @@ def front_end(bench: Workbench) -> Iterator[Case]:
 
 
 def encoder(bench: Workbench) -> Iterator[Case]:
-    """Spectrograms to audio features."""
+    """Cases from spectrograms to audio features."""
     for clips in BATCHES:
         spectrograms = bench.extractor.log_mel(bench.waveforms(clips))
         yield Case(
@@ -70,7 +70,7 @@ def encoder(bench: Workbench) -> Iterator[Case]:
 
 
 def language_model(bench: Workbench) -> Iterator[Case]:
-    """Audio features to scores."""
+    """Cases from audio features to scores."""
     config = bench.config
     for pairs in BATCHES:
         captions = bench.captions(pairs)
@@ -85,7 +85,7 @@ def language_model(bench: Workbench) -> Iterator[Case]:
 
 
 def pair_case(bench: Workbench, name: str, pairs: int, share: int, pass_size: int) -> Case:
-    """Waveforms to scores of so many pairs, of which `share` have a clip in common."""
+    """Returns a case from waveforms to the scores of `pairs` pairs, of which `share` at a time have the same clip."""
     inputs = bench.waveforms(pairs // share), bench.captions(pairs), pass_size
     return Case(
         name,
@@ -97,20 +97,20 @@ def pair_case(bench: Workbench, name: str, pairs: int, share: int, pass_size: in
 
 
 def pair(bench: Workbench) -> Iterator[Case]:
-    """Waveforms to scores, one caption a clip."""
+    """Cases from waveforms to scores, one caption per clip."""
     for pairs in BATCHES:
         yield pair_case(bench, f"whole pair, {pairs} pairs", pairs, 1, pairs)
 
 
 def captions(bench: Workbench) -> Iterator[Case]:
-    """Waveforms to scores, several captions a clip, in passes of eight pairs."""
+    """Cases from waveforms to scores, several captions per clip, in passes of eight pairs."""
     for share in CAPTIONS:
         pairs = max(8, share)
         yield pair_case(bench, f"{share} captions a clip, {pairs} captions", pairs, share, 8)
 
 
 def bf16(bench: Workbench) -> Iterator[Case]:
-    """Waveforms to scores with a model loaded in bf16, where the processor has instructions for it."""
+    """A case from waveforms to scores with a model loaded in bf16, if the processor has instructions for it."""
     if bench.dtype == torch.float32 and has_bf16(describe(bench.device)):
         inputs = bench.waveforms(STEP_PAIRS), bench.captions(STEP_PAIRS), STEP_PAIRS
         rivals = {name: partial(bench.scores, *inputs, dtype=getattr(torch, name)) for name in ("bfloat16", "float32")}
@@ -119,7 +119,7 @@ def bf16(bench: Workbench) -> Iterator[Case]:
 
 
 def training(bench: Workbench) -> Iterator[Case]:
-    """Waveforms, or stored features, to the step of the optimiser."""
+    """Cases from waveforms, or stored features, to the optimiser's step."""
     lengths, frames = bench.lengths(STEP_PAIRS), bench.num_frames
     for stage in (1, 2, 3):
         for rank in (0, LORA_RANK):
@@ -140,7 +140,7 @@ def training(bench: Workbench) -> Iterator[Case]:
 
 
 def loading(bench: Workbench) -> Iterator[Case]:
-    """Files to a model that is ready; the published code's are pretrained parts and a pickle of all weights."""
+    """A case from files to a loaded model; the published code loads pretrained parts and a pickle of all weights."""
     ours, plain = bench.loading()
     yield Case("loading", 1, {"ours": ours}, plain)
 

@@ -1,15 +1,15 @@
 """
-Everything that wants a GPU, in one command of under 25 minutes: the tests that need one, speed in fp32 and bf16, how
-far bf16 moves scores, the three stages and a sharded run in small.
+Run everything that needs a GPU with one command, in under 25 minutes: the tests that need one, speed in fp32 and bf16,
+how far bf16 moves scores, and small runs of the three stages and of a sharded stage.
 
     python benchmarks/speed/gpu.py OUT
     python benchmarks/speed/gpu.py OUT --list
     python benchmarks/speed/gpu.py OUT --step scores
     python benchmarks/speed/gpu.py OUT --device cpu --smoke
 
-Each step is a process of its own of less than nine minutes; its result is kept in OUT, and not made again unless the
-code, PyTorch or the device are others. When all are there, they are written to results/speed as one file for this GPU,
-with its page and picture, and the table of all processors is made anew. No network is needed.
+Each step is a process of its own and takes less than nine minutes; its result is kept in OUT, and not made again unless
+the code, PyTorch or the device change. When all results are there, they are written to results/speed as one file for
+this GPU, with its page and picture, and the table of all processors is updated. No network is needed.
 """
 
 import contextlib
@@ -41,17 +41,17 @@ Step = StrEnum("Step", [*STEPS])
 
 
 def conditions(settings: Settings) -> dict[str, Any]:
-    """What a step's result depends on."""
+    """Returns what a step's result depends on."""
     return {"machine": describe(torch.device(settings.device)), "small": settings.small, "code": code_digest(CODE)}
 
 
 def finished(file: Path, settings: Settings) -> bool:
-    """Whether a step's result is there, of the same code on the same device."""
+    """Returns True if a step's result is there, from the same code on the same device."""
     return file.exists() and json.loads(file.read_text())["conditions"] == conditions(settings)
 
 
 def run_step(name: str, file: Path, settings: Settings) -> None:
-    """Run a step in this process, and keep its result."""
+    """Run a step in this process and keep its result."""
     start = time.perf_counter()
     result = STEPS[name](settings)
     seconds = time.perf_counter() - start
@@ -59,7 +59,7 @@ def run_step(name: str, file: Path, settings: Settings) -> None:
 
 
 def run_apart(name: str, output: Path, settings: Settings) -> bool:
-    """Run a step in a process of its own, which may take nine minutes; returns whether it succeeded."""
+    """Run a step in its own process, which may take nine minutes; returns True if it succeeded."""
     command = [sys.executable, __file__, str(output), "--step", name, "--device", settings.device]
     command += ["--smoke"] * settings.small
     environment = {"PYTHONPATH": str(ROOT), **os.environ}
@@ -72,12 +72,12 @@ def run_apart(name: str, output: Path, settings: Settings) -> bool:
         typer.echo(f"{name}: it took longer than {LIMIT_SECONDS // 60} minutes and was stopped.", err=True)
         return False
     finally:
-        with contextlib.suppress(ProcessLookupError):  # what a step started would hold the GPU beside the next one
+        with contextlib.suppress(ProcessLookupError):  # its children would hold the GPU during the next step
             os.killpg(process.pid, signal.SIGKILL)
 
 
 def gather(output: Path, results: Path, settings: Settings) -> None:
-    """Write the results of all steps as those of one processor."""
+    """Write the results of all steps as the results of one processor."""
     found = {name: json.loads((output / f"{name}.json").read_text())["result"] for name in STEPS}
     machine = describe(torch.device(settings.device))
     columns = {dtype: found.pop(f"speed-{dtype}") for dtype in DTYPES}

@@ -1,4 +1,4 @@
-"""The steps of gpu.py: each takes its settings and gives what goes into the results, or raises what went wrong."""
+"""The steps of gpu.py: each takes its settings and returns its part of the results, or raises an error."""
 
 import json
 import os
@@ -27,12 +27,12 @@ from modeling_xacle.data.pairs import make_dataset, save_dataset
 from modeling_xacle.scoring.diagnostics import TOLERANCES
 
 ROOT = Path(__file__).parents[2]
-# What is measured where all is done in small.
+# What a small run measures.
 SMALL_SECTIONS = ("pair", "bf16", "training")
 SMALL_TESTS = "spectrograms or one_clip"
-# Largest difference between a score of the CPU and of the device in fp32, on 0-10, that is taken for rounding.
+# Largest difference between fp32 scores of the CPU and the device, on 0-10, that counts as rounding.
 DEVICES_APART = 0.01
-LABEL = 0.8  # of a clip's own caption; of another's -0.8
+LABEL = 0.8  # for a clip's own caption; -0.8 for another's
 
 
 @dataclass(frozen=True)
@@ -49,17 +49,17 @@ class Settings:
     small: bool
 
     def count(self, number: int) -> int:
-        """So many, or where all is done in small a few."""
+        """Returns the number, or a few in a small run."""
         return max(2, number // 32) if self.small else number
 
 
 def use_fp32() -> None:
-    """fp32 means fp32: no TF32."""
+    """Turn TF32 off, so that fp32 means fp32."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def run_tests(settings: Settings) -> dict[str, Any]:
-    """The tests marked `gpu`."""
+    """Run the tests marked `gpu`."""
     files = [file for file in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in file.read_text()]
     chosen = ["-k", SMALL_TESTS] if settings.small else []
     plain = ["-o", "addopts=--strict-markers", "-p", "no:cacheprovider"]
@@ -70,7 +70,7 @@ def run_tests(settings: Settings) -> dict[str, Any]:
 
 def run_command(command: list[str], **environment: str) -> str:
     """
-    What a command printed.
+    Run a command and return what it printed.
 
     Raises:
         RuntimeError: It failed.
@@ -89,7 +89,7 @@ def run_command(command: list[str], **environment: str) -> str:
 
 
 def speed(settings: Settings, dtype: str) -> dict[str, Any]:
-    """The column of a dtype, as run.py measures it."""
+    """Measure the column of a dtype as run.py does."""
     use_fp32()
     results: dict[str, Any] = {}
     sections = [*SMALL_SECTIONS] if settings.small else [*SECTIONS]
@@ -101,7 +101,7 @@ def speed(settings: Settings, dtype: str) -> dict[str, Any]:
 
 
 def scenes(count: int) -> tuple[list[np.ndarray], list[str]]:
-    """Synthetic sounds, int16 `(samples,)` at 16 kHz, with a true caption each."""
+    """Make synthetic sounds, int16 `(samples,)` at 16 kHz, each with a true caption."""
     sys.path.append(str(ROOT / "dataset_scripts/synthetic"))
     try:
         import captions
@@ -115,19 +115,19 @@ def scenes(count: int) -> tuple[list[np.ndarray], list[str]]:
 
 
 def differences(found: torch.Tensor, expected: torch.Tensor) -> dict[str, float]:
-    """How far scores `(num_pairs,)` are from others."""
+    """Returns how far scores `(num_pairs,)` are from expected ones."""
     apart = (found.float().cpu() - expected.float().cpu()).abs()
     return {"largest": apart.max().item(), "mean": apart.mean().item(), "pairs": len(apart)}
 
 
 def scores(settings: Settings) -> dict[str, Any]:
-    """How far scores move from the CPU to the device, and from fp32 to bf16."""
+    """Measure how far scores move from the CPU to the device, and from fp32 to bf16."""
     use_fp32()
     sounds, texts = scenes(settings.count(128))
     pairs = [{"audio": sound, "text": text, "sampling_rate": 16000} for sound, text in zip(sounds, texts, strict=True)]
 
     def bundled(device: str, dtype: torch.dtype) -> torch.Tensor:
-        """Scores of the bundled model."""
+        """Returns scores of the bundled model."""
         align = pipeline("audio-text-alignment", device=device, dtype=dtype)
         return torch.tensor([result["score"] for result in align([dict(pair) for pair in pairs], batch_size=16)])
 
@@ -149,7 +149,7 @@ def scores(settings: Settings) -> dict[str, Any]:
 
 @contextmanager
 def dataset(settings: Settings) -> Iterator[Path]:
-    """A folder with pairs for every stage, in `pairs`: two thirds to train on, one to validate."""
+    """Gives a folder with pairs for every stage, in `pairs`: two thirds to train on, one third to validate."""
     sounds, texts = scenes(settings.count(192))
     rows = []
     with tempfile.TemporaryDirectory() as name:
@@ -167,7 +167,7 @@ def dataset(settings: Settings) -> Iterator[Path]:
 
 
 def stage_arguments(settings: Settings, stage: int, model: Path | str, folder: Path, output: str) -> list[str]:
-    """Of a short run of a stage, on the recipe's precision, which on a GPU is bf16."""
+    """Returns the arguments of a short run of a stage in the recipe's precision, bf16 on a GPU."""
     steps = settings.count(64)
     options = {
         "stage": stage,
@@ -190,14 +190,14 @@ def stage_arguments(settings: Settings, stage: int, model: Path | str, folder: P
 
 
 def losses(folder: Path) -> dict[str, float]:
-    """First and last loss of a run."""
+    """Returns the first and last loss of a run."""
     (state,) = folder.glob("checkpoint-*/trainer_state.json")
     found = [entry["loss"] for entry in json.loads(state.read_text())["log_history"] if "loss" in entry]
     return {"first loss": found[0], "last loss": found[-1], "steps": len(found)}
 
 
 def stages(settings: Settings) -> dict[str, Any]:
-    """The three stages by run_stage.py in a row, from the bundled model: their losses."""
+    """Run the three stages in a row with run_stage.py, from the bundled model; returns their losses."""
     found = {}
     with dataset(settings) as folder:
         start: Path | str = DEFAULT_MODEL
@@ -209,7 +209,7 @@ def stages(settings: Settings) -> dict[str, Any]:
 
 
 def score_rows(model: Path, folder: Path, device: str) -> torch.Tensor:
-    """Scores `(num_pairs,)` of some clips of a dataset by a model."""
+    """Returns a model's scores `(num_pairs,)` for some clips of a dataset."""
     align = pipeline("audio-text-alignment", model=str(model), device=device)
     clips = [file for file in sorted(folder.glob("*.wav"))[:16]]
     return torch.tensor([align({"audio": str(clip), "text": "A dog barks while it rains"})["score"] for clip in clips])
@@ -217,8 +217,8 @@ def score_rows(model: Path, folder: Path, device: str) -> torch.Tensor:
 
 def fsdp(settings: Settings) -> dict[str, Any]:
     """
-    Stage 3 sharded over the GPUs there are (accelerate_configs/fsdp2.yaml), or in one process on a CPU, beside the same
-    run unsharded: losses, and how far scores differ.
+    Run stage 3 sharded over all GPUs (accelerate_configs/fsdp2.yaml), or in one process on a CPU, and unsharded;
+    returns the losses of both, and how far their scores differ.
     """
     gpus = torch.cuda.device_count() if settings.device == "cuda" else 1
     config = {**yaml.safe_load((ROOT / "accelerate_configs" / "fsdp2.yaml").read_text()), "num_processes": gpus}

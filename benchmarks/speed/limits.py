@@ -1,11 +1,11 @@
 """
-The arithmetic limit of a case: the time of its linear layers and nothing else, each by the fastest way there is on this
-machine.
+The arithmetic limit of a case: the time that its linear layers alone would take, each computed in the way that is
+fastest on this machine.
 
-A way is a library (on CPUs oneDNN and MKL) and the number of rows it takes at a time: large products are slower in one
-go than in parts that stay in the cache. Results go to memory that is there already: MKL writes into one buffer. oneDNN
-has no such form; what it returns is freed at once, and the C library hands the same memory out again (it keeps blocks
-of up to 32 MB; larger parts come out slower, so that they are not chosen).
+A way is a library (on CPUs oneDNN or MKL) and the number of rows it takes at a time: large products are slower in one
+go than in parts that stay in the cache. Results go to memory that is already allocated: MKL writes into one buffer.
+oneDNN cannot; what it returns is freed at once, and the C library hands the same memory out again (it keeps blocks of
+up to 32 MB; larger parts turn out slower, so they are not chosen).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,28 +22,28 @@ HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, 
 
 
 def default_product(inputs: torch.Tensor, weight: torch.Tensor, output: torch.Tensor) -> None:
-    """PyTorch's own: `(rows, inner)` and `(columns, inner)` into `(rows, columns)`; of fp32 on CPUs by MKL."""
+    """PyTorch's own product, `(rows, inner)` and `(columns, inner)` to `(rows, columns)`; uses MKL for fp32 on CPUs."""
     torch.mm(inputs, weight.t(), out=output)
 
 
 def onednn_product(inputs: torch.Tensor, weight: torch.Tensor, output: torch.Tensor) -> None:
-    """The same by oneDNN, whose result `(rows, columns)` is dropped."""
+    """The same product by oneDNN; its result `(rows, columns)` is dropped."""
     torch.ops.mkldnn._linear_pointwise(inputs, weight, None, "none", [], "")
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where products are computed, and in what."""
+    """The device and the dtype in which products are computed."""
 
     device: torch.device
     dtype: torch.dtype
 
     def numbers(self, rows: int, columns: int) -> torch.Tensor:
-        """Random numbers `(rows, columns)`."""
+        """Returns random numbers `(rows, columns)`."""
         return torch.randn(rows, columns, device=self.device, dtype=self.dtype)
 
     def libraries(self) -> dict[str, Callable[..., None]]:
-        """What can compute a product here."""
+        """Returns the libraries that can compute a product here."""
         found = {"default": default_product}
         if self.device.type == "cpu" and self.dtype == torch.float32 and HAS_ONEDNN:
             found["oneDNN"] = onednn_product
@@ -51,7 +51,7 @@ class Place:
 
 
 def parts(rows: int) -> Iterator[int]:
-    """All rows, a half of them, a quarter and so on."""
+    """Yields the number of rows, half of it, a quarter and so on."""
     yield rows
     while (rows := -(-rows // 2)) >= SMALLEST_PART:
         yield rows
@@ -60,7 +60,7 @@ def parts(rows: int) -> Iterator[int]:
 @cache
 @torch.no_grad()
 def timings(rows: int, inner: int, columns: int, place: Place) -> dict[tuple[str, int], float]:
-    """Seconds of a product in each library and with so many rows at a time, from one such part."""
+    """Times a product for each library and number of rows at a time, extrapolated from one such part, in seconds."""
     weight, inputs, output = place.numbers(columns, inner), place.numbers(rows, inner), place.numbers(rows, columns)
     found = {}
     for name, product in place.libraries().items():
@@ -72,7 +72,7 @@ def timings(rows: int, inner: int, columns: int, place: Place) -> dict[tuple[str
 
 
 def rates(products: Sequence[Product], place: Place) -> dict[str, float]:
-    """Operations a second of linear layers: by the best way of each library, and by the best of all (`best`)."""
+    """Returns the linear layers' operations a second in the best way of each library, and of all (`best`)."""
     layers = [product for product in products if product.kind == "linear"]
     seconds = dict.fromkeys(["best", *place.libraries()], 0.0)
     for layer in layers:
@@ -84,16 +84,16 @@ def rates(products: Sequence[Product], place: Place) -> dict[str, float]:
 
 def products_alone(products: Sequence[Product], place: Place) -> tuple[Callable[[], None], float]:
     """
-    The arithmetic of a pass and nothing else: a call of all its linear layers, on numbers that are there already, and
-    how many times the operations of these all operations are.
+    Returns a call that runs all linear layers of a pass, on data that is already in memory, and nothing else; and the
+    ratio of all operations to those of the linear layers.
     """
     layers = [product for product in products if product.kind == "linear"]
-    numbers = cache(place.numbers)  # made in the first call, so that they do not count as memory of the rivals before
+    numbers = cache(place.numbers)  # made in the first call, so that earlier rivals' memory does not include them
     outputs = cache(place.numbers)
 
     @torch.no_grad()
     def run() -> None:
-        """All products, once each time the model has them."""
+        """Computes each product as often as the model does."""
         for layer in layers:
             found = timings(layer.rows, layer.inner, layer.columns, place)
             library, part = min(found, key=found.__getitem__)

@@ -1,6 +1,6 @@
 """
-What a machine is called in results, and the name of its file: one for each processor, so that no run overwrites
-another's. And what code results were made with.
+Names a machine in results, and its file: each processor has its own, so that no run overwrites another's. Also tells
+which code results were made with.
 """
 
 import hashlib
@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).parents[2]
-# The widest instructions for fp32 and those for bf16 products, best first; a processor is named by the first it has.
+# Instructions for fp32, widest first, and for bf16 products, best first; a processor is named by the first it has.
 INSTRUCTIONS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")
 BF16_INSTRUCTIONS = INSTRUCTIONS[:2]
 
 
 def processor_facts() -> dict[str, str]:
-    """What Linux tells of the first processor; elsewhere its name alone."""
+    """Returns what Linux says about the first processor; elsewhere only its name."""
     file = Path("/proc/cpuinfo")
     if not file.exists():
         return {"model name": platform.processor() or platform.machine(), "flags": ""}
@@ -28,7 +28,7 @@ def processor_facts() -> dict[str, str]:
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """The processor's `name`, and what else its speed depends on: instructions, threads, PyTorch."""
+    """Returns the processor's `name` and what else its speed depends on: instructions, threads, PyTorch."""
     version = ".".join(torch.__version__.split(".")[:2])
     if device.type == "cuda":
         return {"name": torch.cuda.get_device_name(device), "instructions": "cuda", "threads": 0, "torch": version}
@@ -45,12 +45,12 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 
 def has_bf16(machine: dict[str, Any]) -> bool:
-    """Whether a processor has instructions for bf16 products."""
+    """Returns True if a processor has instructions for bf16 products."""
     return machine["instructions"] in ("cuda", *BF16_INSTRUCTIONS)
 
 
 def file_stem(machine: dict[str, Any]) -> str:
-    """Name of a machine's result file, without its ending."""
+    """Returns the name of a machine's result file, without its ending."""
     parts = [machine["name"], f"torch {machine['torch']}"]
     if machine["threads"]:
         parts[1:1] = [machine["instructions"], f"{machine['threads']} threads"]
@@ -58,14 +58,14 @@ def file_stem(machine: dict[str, Any]) -> str:
 
 
 def in_words(machine: dict[str, Any]) -> str:
-    """A machine as tables name it."""
+    """Returns a machine's name for tables."""
     if not machine["threads"]:
         return machine["name"]
     return f"{machine['threads']} cores of {machine['name']}, {machine['instructions']}"
 
 
 def code_digest(patterns: Iterable[str]) -> str:
-    """Checksum of the project's files of some patterns, by which results of other code are known."""
+    """Returns a checksum of the project's files that match patterns, which tells apart results of different code."""
     digest = hashlib.sha256()
     for file in sorted({file for pattern in patterns for file in ROOT.glob(pattern)}):
         digest.update(f"{file.relative_to(ROOT)}\n".encode() + file.read_bytes())

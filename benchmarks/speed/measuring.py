@@ -1,4 +1,4 @@
-"""How the benchmarks measure: times of rivals in turn, peak memory, and how fast memory is read."""
+"""Measures times of rivals in turn, peak memory, and how fast memory is read."""
 
 import ctypes
 import time
@@ -9,20 +9,20 @@ from typing import Any
 
 import torch
 
-# A case ends when its rivals ran so often, or for so long.
+# A case ends when its rivals have run this often, or for this long.
 REPETITIONS = 5
 SECONDS = 60.0
 BANDWIDTH_BYTES = 2**30
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a device has done what it was given."""
+    """Wait until a device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def seconds_of(function: Callable[[], Any], device: torch.device) -> float:
-    """Of one call, to the end of its work on the device."""
+    """Returns the seconds that one call takes, including its work on the device."""
     synchronize(device)
     start = time.perf_counter()
     function()
@@ -32,8 +32,8 @@ def seconds_of(function: Callable[[], Any], device: torch.device) -> float:
 
 def peak_memory(function: Callable[[], Any], device: torch.device) -> int:
     """
-    Most bytes in use during a call, weights included: of the process (Linux tells it), or on a GPU of its tensors. 0
-    where that cannot be told.
+    Returns the most bytes in use during a call, weights included: by the process (if Linux reports it), or on a GPU by
+    its tensors; 0 if that is not known.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -54,15 +54,15 @@ def compare(
     rivals: Mapping[str, Callable[[], Any]], device: torch.device, repetitions: int = REPETITIONS, calls: int = 1
 ) -> dict[str, dict[str, Any]]:
     """
-    Run rivals in turn, so that what disturbs one disturbs the others, for `SECONDS` or the given number of times.
+    Run rivals in turn, so that a disturbance hits all of them, for `SECONDS` or the given number of times.
 
     Args:
-        calls (`int`): Calls of a rival in its turn, of which the last is timed: the first after another's has to ask
-            the system for memory anew, which in a training run only its first step does.
+        calls (`int`): Calls of a rival in its turn, of which only the last is timed: the first has to ask the system
+            for memory again, which in a training run only the first step does.
 
     Returns:
-        Of each, the median `seconds` of how many `runs`, the shortest (`fastest`), and `peak_memory` in bytes of a run
-        before these. There is one turn at least.
+        For each rival the median `seconds`, the number of `runs`, the shortest time (`fastest`), and the `peak_memory`
+        in bytes of an earlier run. There is at least one turn.
     """
     memory = {name: peak_memory(function, device) for name, function in rivals.items()}
     times: dict[str, list[float]] = {name: [] for name in rivals}
@@ -79,6 +79,6 @@ def compare(
 
 
 def read_bandwidth(device: torch.device, num_bytes: int = BANDWIDTH_BYTES, repetitions: int = REPETITIONS) -> float:
-    """Bytes a second at which memory is read."""
+    """Returns how many bytes a second are read from memory."""
     values = torch.ones(num_bytes // 4, device=device)
     return num_bytes / compare({"sum": values.sum}, device, repetitions)["sum"]["seconds"]

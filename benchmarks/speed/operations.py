@@ -1,9 +1,9 @@
 """
-The arithmetic of the model, counted from its config: which matrix products a pass and a training step are made of.
+Counts the model's arithmetic from its config: the matrix products that make up a pass and a training step.
 
-Counted are the multiplications and additions of matrix products, attention and convolutions, two operations for each
-multiply-add; norms, activations and softmax come to less than one operation in a hundred. Causal attention is counted
-as the whole square.
+It counts the multiplications and additions of matrix products, attention and convolutions, two operations for each
+multiply-add; norms, activations and softmax add less than one operation in a hundred. Causal attention counts as the
+whole square.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,10 +13,10 @@ from itertools import pairwise
 
 from modeling_xacle.configuration_xacle import XacleConfig
 
-# [AUDIO_START], [AUDIO_END] and [SCORE] stand beside the caption and the audio tokens.
+# [AUDIO_START], [AUDIO_END] and [SCORE] come with the caption and the audio tokens.
 SPECIAL_TOKENS = 3
-FRAMES = 998  # of 10 s
-FREQUENCIES = 257  # of a frame's spectrum
+FRAMES = 998  # in 10 s
+FREQUENCIES = 257  # in a frame's spectrum
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,10 @@ class Product:
     A matrix product `(rows, inner) @ (inner, columns)`, done `times` times.
 
     Args:
-        part (`str`): Of the model: `front_end`, `encoder`, `projector`, `language_model`, `score_head`, `lm_head`.
+        part (`str`): Part of the model: `front_end`, `encoder`, `projector`, `language_model`, `score_head`, `lm_head`.
         kind (`str`): `linear`; or `filters`, `convolution`, `gate` and `attention`, which are not timed by themselves.
         rows (`int`), inner (`int`), columns (`int`): The shape.
-        times (`int`): How often.
+        times (`int`): How often it is computed.
     """
 
     part: str
@@ -40,23 +40,23 @@ class Product:
 
     @property
     def operations(self) -> int:
-        """Multiplications and additions."""
+        """The number of multiplications and additions."""
         return 2 * self.rows * self.inner * self.columns * self.times
 
 
 def total(products: Iterable[Product]) -> int:
-    """Operations of all products."""
+    """Returns the operations of all products."""
     return sum(product.operations for product in products)
 
 
 def weight_bytes(products: Iterable[Product]) -> int:
-    """Of the fp32 weights that linear layers read, each once however many rows it has."""
+    """Returns the bytes of fp32 weights that linear layers read, each once, whatever its number of rows."""
     shapes = {(product.part, product.inner, product.columns, product.times, product.kind) for product in products}
     return sum(4 * inner * columns * times for _, inner, columns, times, kind in shapes if kind == "linear")
 
 
 def encoder_products(config: XacleConfig, clips: int, frames: int = FRAMES) -> list[Product]:
-    """Of encoding so many clips of so many frames."""
+    """Returns the products of encoding `clips` clips of `frames` frames."""
     audio = config.audio_config
     size, heads, layers = audio.hidden_size, audio.num_attention_heads, audio.num_hidden_layers
     tokens = (frames // audio.patch_size) * (audio.num_mel_bins // audio.patch_size)
@@ -79,17 +79,17 @@ def encoder_products(config: XacleConfig, clips: int, frames: int = FRAMES) -> l
 
 
 def front_end_products(config: XacleConfig, clips: int, frames: int = FRAMES) -> list[Product]:
-    """Of the mel filters of so many clips; the Fourier transforms are not counted."""
+    """Returns the products of the mel filters for `clips` clips; the Fourier transforms are not counted."""
     return [Product("front_end", "filters", clips * frames, FREQUENCIES, config.audio_config.num_mel_bins)]
 
 
 def audio_products(config: XacleConfig, clips: int, frames: int = FRAMES) -> list[Product]:
-    """From the waveforms of so many clips to audio features."""
+    """Returns the products from the waveforms of `clips` clips to audio features."""
     return [*front_end_products(config, clips, frames), *encoder_products(config, clips, frames)]
 
 
 def projector_products(config: XacleConfig, clips: int) -> list[Product]:
-    """Of projecting the pooled tokens of so many clips."""
+    """Returns the products of projecting the pooled tokens of `clips` clips."""
     rows, inner = clips * config.num_audio_tokens, config.projector_intermediate_size
     audio, text = config.audio_config.hidden_size, config.text_config.hidden_size
     return [
@@ -100,7 +100,7 @@ def projector_products(config: XacleConfig, clips: int) -> list[Product]:
 
 
 def language_model_products(config: XacleConfig, pairs: int, length: int) -> list[Product]:
-    """Of so many sequences of a length."""
+    """Returns the language model's products for `pairs` sequences of a length."""
     text = config.text_config
     size, layers, rows = text.hidden_size, text.num_hidden_layers, pairs * length
     head = size // text.num_attention_heads
@@ -117,19 +117,19 @@ def language_model_products(config: XacleConfig, pairs: int, length: int) -> lis
 
 
 def head_products(config: XacleConfig, pairs: int) -> list[Product]:
-    """Of reading so many scores."""
+    """Returns the products of reading `pairs` scores."""
     hidden, output = config.score_head_hidden_size, config.score_head_output_size
     sizes = [config.text_config.hidden_size, hidden, hidden, output, 1]
     return [Product("score_head", "linear", pairs, inner, columns) for inner, columns in pairwise(sizes)]
 
 
 def lm_head_products(config: XacleConfig, rows: int) -> list[Product]:
-    """Of predicting so many tokens."""
+    """Returns the products of predicting `rows` tokens."""
     return [Product("lm_head", "linear", rows, config.text_config.hidden_size, config.text_config.vocab_size)]
 
 
 def text_products(config: XacleConfig, lengths: Sequence[int]) -> list[Product]:
-    """Of the language model, for a pair of each caption length in tokens: a linear layer takes all pairs together."""
+    """Returns the language model's products, one pair per caption length in tokens; linear layers take all at once."""
     around = config.num_audio_tokens + SPECIAL_TOKENS
     sequences = [language_model_products(config, 1, length + around) for length in lengths]
     products = []
@@ -140,7 +140,7 @@ def text_products(config: XacleConfig, lengths: Sequence[int]) -> list[Product]:
 
 
 def score_products(config: XacleConfig, lengths: Sequence[int]) -> list[Product]:
-    """From audio features to scores, for a pair of each caption length in tokens."""
+    """Returns the products from audio features to scores, for one pair per caption length in tokens."""
     pairs = len(lengths)
     return [*projector_products(config, pairs), *text_products(config, lengths), *head_products(config, pairs)]
 
@@ -148,7 +148,7 @@ def score_products(config: XacleConfig, lengths: Sequence[int]) -> list[Product]
 def pair_products(
     config: XacleConfig, lengths: Sequence[int], captions: int = 1, frames: int = FRAMES
 ) -> list[Product]:
-    """From waveforms to scores, for a pair of each caption length; so many captions at a time share a clip."""
+    """Returns the products from waveforms to scores, one pair per caption length; `captions` of them share a clip."""
     return [*audio_products(config, len(lengths) // captions, frames), *score_products(config, lengths)]
 
 
@@ -161,12 +161,12 @@ def step_products(
     frames: int = FRAMES,
 ) -> list[Product]:
     """
-    Of a training step as published, for a pair of each caption length: the projector is trained, with the language
-    model in stage 1 (or adapters of it) and with the score head in the others. In stage 1 each token of a caption is
-    predicted, and its end.
+    Returns the products of a training step as published, for one pair per caption length: the projector is trained, in
+    stage 1 with the language model (or adapters of it), in the others with the score head. Stage 1 predicts each token
+    of a caption, and its end.
 
-    A weight that is trained costs another product of the same size, and so do gradients that are passed on; attention
-    passes them on through two. The projector's linear path passes none on.
+    A trained weight costs another product of the same size, and so does passing gradients on; attention needs two for
+    that. The projector's linear path passes none on.
     """
     pairs = len(lengths)
     projector, text = projector_products(config, pairs), text_products(config, lengths)
@@ -185,5 +185,5 @@ def step_products(
 
 
 def adapter_products(product: Product, rank: int) -> list[Product]:
-    """Of the adapter beside a linear layer, forward."""
+    """Returns the forward products of the adapter beside a linear layer."""
     return [replace(product, columns=rank), replace(product, inner=rank)]

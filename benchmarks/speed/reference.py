@@ -2,10 +2,10 @@
 The reference design: a model's own weights, run as the published system runs them (arXiv 2602.00604 and its released
 code; BEATs, arXiv 2212.09058), for comparison.
 
-A clip's spectrogram is computed by itself. Attention is written out, with a relative position bias whose buckets are
-computed at each pass, and which is copied for every clip and gated anew in every layer. The convolution computes its
-weight from direction and norm at each pass. Captions are padded between text and audio, a mask hides the padding, and
-an end-of-sequence token follows `[SCORE]`. Each caption has its clip encoded, in training at every step.
+Spectrograms are computed one by one. Attention is written out; the buckets of its relative position bias are computed
+in each pass, and the bias is copied for every clip and gated again in every layer. The convolution computes its weight
+from direction and norm in each pass. Captions are padded between text and audio, a mask hides the padding, and an
+end-of-sequence token follows `[SCORE]`. The clip is encoded again for each caption, in training at every step.
 """
 
 import copy
@@ -22,14 +22,14 @@ from modeling_xacle.modeling_captioning import XacleForConditionalGeneration
 from modeling_xacle.modeling_xacle import XacleModel, XacleProjector, XacleScoreHead
 from modeling_xacle.processing_xacle import IGNORED
 
-# Logits are made this much smaller before their maximum is taken away, and larger again afterwards.
+# Logits are divided by this before their maximum is subtracted, and multiplied by it afterwards.
 LOGIT_SHRINKAGE = 32.0
 
 
 def log_mel(extractor: XacleFeatureExtractor, waveforms: torch.Tensor) -> torch.Tensor:
     """
-    Normalised spectrograms `(batch_size, num_frames, num_mel_bins)` of waveforms `(batch_size, samples)`, by torchaudio
-    as published.
+    Computes normalised spectrograms `(batch_size, num_frames, num_mel_bins)` of waveforms `(batch_size, samples)` with
+    torchaudio, as published.
     """
     try:
         from torchaudio.compliance import kaldi
@@ -49,7 +49,7 @@ def log_mel(extractor: XacleFeatureExtractor, waveforms: torch.Tensor) -> torch.
 
 
 def position_bias(tower: BeatsModel, clips: int, tokens: int) -> torch.Tensor:
-    """The bias, a copy for each clip: `(batch_size, num_heads, num_tokens, num_tokens)`."""
+    """Returns the bias with a copy for each clip: `(batch_size, num_heads, num_tokens, num_tokens)`."""
     config, weight = tower.config, tower.relative_position_bias.weight
     places = torch.arange(tokens, device=weight.device)
     distance = places[None, :] - places[:, None]
@@ -62,7 +62,7 @@ def position_bias(tower: BeatsModel, clips: int, tokens: int) -> torch.Tensor:
 
 
 def attend(attention: BeatsAttention, hidden_states: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """Attention written out: `(batch_size, num_tokens, hidden_size)` to the same."""
+    """Computes attention step by step; input and output are `(batch_size, num_tokens, hidden_size)`."""
     clips, tokens, size = hidden_states.shape
     heads, head = attention.num_heads, attention.head_dim
 
@@ -81,7 +81,7 @@ def attend(attention: BeatsAttention, hidden_states: torch.Tensor, bias: torch.T
 
 
 def encoder_layer(layer: BeatsLayer, hidden_states: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """A layer: `(batch_size, num_tokens, hidden_size)` to the same."""
+    """Runs a layer; input and output are `(batch_size, num_tokens, hidden_size)`."""
     attended = attend(layer.self_attn, hidden_states, bias)
     hidden_states = layer.self_attn_layer_norm(hidden_states * layer.residual_scale + attended)
     expanded = layer.fc2(layer.activation(layer.fc1(hidden_states)))
@@ -89,7 +89,7 @@ def encoder_layer(layer: BeatsLayer, hidden_states: torch.Tensor, bias: torch.Te
 
 
 def convolve(tower: BeatsModel, hidden_states: torch.Tensor) -> torch.Tensor:
-    """The position embedding `(batch_size, num_tokens, hidden_size)`; the weight is direction times norm."""
+    """Computes the position embedding `(batch_size, num_tokens, hidden_size)`; the weight is direction times norm."""
     convolution = tower.conv_position.conv
     direction = convolution.weight
     norm = direction.norm(dim=(0, 1), keepdim=True)
@@ -102,7 +102,7 @@ def convolve(tower: BeatsModel, hidden_states: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def audio_features(model: XacleModel, input_features: torch.Tensor) -> torch.Tensor:
-    """Pooled features `(batch_size, num_audio_tokens, audio_hidden_size)` of spectrograms `(batch_size, T, F)`."""
+    """Encodes spectrograms `(batch_size, T, F)` as features `(batch_size, num_audio_tokens, audio_hidden_size)`."""
     tower = model.audio_tower
     tokens = tower.patch_embedding(input_features[:, None]).flatten(2).transpose(1, 2)
     hidden_states = tower.patch_projection(tower.patch_layer_norm(tokens))
@@ -115,7 +115,7 @@ def audio_features(model: XacleModel, input_features: torch.Tensor) -> torch.Ten
 
 def score(model: XacleModel, captions: list[list[int]], features: torch.Tensor) -> torch.Tensor:
     """
-    Logits `(batch_size,)` of captions, as token ids, with the features of as many clips, `(batch_size,
+    Computes logits `(batch_size,)` of captions (token ids), each with a clip's features, `(batch_size,
     num_audio_tokens, audio_hidden_size)`.
     """
     config, device = model.config, features.device
@@ -139,8 +139,8 @@ def caption_loss(
     model: XacleForConditionalGeneration, input_ids: torch.Tensor, labels: torch.Tensor, features: torch.Tensor
 ) -> torch.Tensor:
     """
-    Cross entropy of the captions `(batch_size, sequence_length)` after the sound, as a step of stage 1 needs it. This
-    is our own plain form: the published code has none, its stage 1 was not released.
+    Computes the cross entropy of captions `(batch_size, sequence_length)` after the sound, as stage 1 needs it. This is
+    our own plain form, because stage 1 of the published code was not released.
     """
     inputs_embeds = model.model.embed(input_ids, features)
     states = model.model.language_model(
@@ -150,11 +150,11 @@ def caption_loss(
     return functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
 
 
-PUBLISHED_VOCABULARY = 151_936  # rows of the language model's own embedding, before it is cut to the tokens in use
+PUBLISHED_VOCABULARY = 151_936  # rows in the language model's own embedding, before unused tokens are cut
 
 
 def save_parts(model: XacleModel, folder: Path) -> None:
-    """Write what the published code loads: the encoder's file, the language model's folder, the whole model's file."""
+    """Write the files that the published code loads: the encoder's, the language model's folder, the whole model's."""
     torch.save(model.audio_tower.state_dict(), folder / "beats.pt")
     state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("lm_head.")}
     torch.save(state, folder / "model.pt")
@@ -165,12 +165,12 @@ def save_parts(model: XacleModel, folder: Path) -> None:
 
 def load(model: XacleModel, folder: Path) -> XacleModel:
     """
-    A model as the published code loads one: each part is built by itself, the encoder and the language model from their
-    pretrained files, projector and head with random weights; then all weights are replaced by those of one file.
+    Loads a model as the published code does: builds each part by itself, the encoder and the language model from their
+    pretrained files, projector and head with random weights, then replaces all weights by those of one file.
 
     Args:
-        model (`XacleModel`): Of the same config.
-        folder (`Path`): With what [`save_parts`] wrote.
+        model (`XacleModel`): A model with the same config.
+        folder (`Path`): Folder that [`save_parts`] wrote.
     """
     config = model.config
     with torch.device("meta"):

@@ -1,15 +1,15 @@
 """
-What a user pays: time and memory of each part at published size, with random weights, beside the reference design
-(reference.py) and the arithmetic limit of the machine.
+Measure what a user pays: time and memory of each part at the published size, with random weights, compared with the
+reference design (reference.py) and the machine's arithmetic limit.
 
     python benchmarks/speed/run.py
     python benchmarks/speed/run.py --only encoder --only pair
     python benchmarks/speed/run.py --smoke -o /tmp/smoke
 
-measures on the CPU in fp32, and in bf16 where it has instructions for that; with `--device cuda` on a GPU, in both.
-Each processor has a file of its own in results/speed, with a page and a picture; the table of docs/speed.md lists them
-all. What was measured with this very code is not measured again, so that a run that was
-interrupted goes on; `--again` measures it anew.
+measures on the CPU in fp32, and in bf16 if it has instructions for that; with `--device cuda` on a GPU, in both. Each
+processor has its own file in results/speed, with a page and a picture; the table in docs/speed.md lists all of them.
+Cases already measured with the same code are skipped, so that an interrupted run goes on; `--again` measures them
+again.
 """
 
 import json
@@ -33,24 +33,24 @@ from workbench import Workbench, forms_of_layers
 from modeling_xacle.data.files import write_json
 
 RESULTS = Path(__file__).parents[1] / "results/speed"
-# What decides about a figure.
+# The files on which figures depend.
 MEASURING = ("cases", "limits", "measuring", "operations", "reference", "training_steps", "workbench")
 CODE = ("modeling_xacle/**/*.py", *(f"benchmarks/speed/{name}.py" for name in MEASURING))
-# Our scores and the reference's, one pair at a time in fp32, on the 0-10 scale.
+# Largest difference between our scores and the reference's, one pair at a time in fp32, on the 0-10 scale.
 AGREEMENT = 1e-4
 Section = StrEnum("Section", [*SECTIONS, "scale"])
 Device = StrEnum("Device", ["cpu", "cuda"])
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-# What is measured on a device; bf16 on CPUs is a section of its own.
+# The dtypes measured on a device; bf16 on CPUs is a section of its own.
 COLUMNS = {"cpu": ("fp32",), "cuda": ("fp32", "bf16")}
 
 
 def check_agreement(bench: Workbench) -> float:
     """
-    Largest difference of our scores from the reference's, one pair at a time.
+    Returns the largest difference between our scores and the reference's, one pair at a time.
 
     Raises:
-        ValueError: They are not the same scores.
+        ValueError: The scores do not agree.
     """
     differences = []
     for index, caption in enumerate(bench.captions(2)):
@@ -63,7 +63,7 @@ def check_agreement(bench: Workbench) -> float:
 
 
 def model_products(bench: Workbench) -> list[Product]:
-    """The model's own matrix products at batch 8."""
+    """Returns the model's own matrix products at batch 8."""
     length = bench.config.num_audio_tokens + 18
     return [
         *encoder_products(bench.config, STEP_PAIRS, bench.num_frames),
@@ -73,7 +73,7 @@ def model_products(bench: Workbench) -> list[Product]:
 
 
 def measure_capacity(bench: Workbench) -> dict[str, Any]:
-    """What the device can do: operations a second in the model's own matrix products, bytes a second read."""
+    """Measures what the device can do: operations a second in the model's matrix products, bytes a second read."""
     num_bytes = BANDWIDTH_BYTES // (2**10 if bench.small else 1)
     return {
         "rates": rates(model_products(bench), Place(bench.device, bench.dtype)),
@@ -83,7 +83,7 @@ def measure_capacity(bench: Workbench) -> dict[str, Any]:
 
 
 def in_form(fast: bool, bench: Workbench, call: Callable[..., Any]) -> Callable[..., Any]:
-    """A call during which layers compute as ours do, or as the published system's."""
+    """Wraps a call so that layers compute as ours do, or as the published system's."""
 
     @wraps(getattr(call, "func", call))
     def within(*arguments: Any) -> Any:
@@ -95,8 +95,8 @@ def in_form(fast: bool, bench: Workbench, call: Callable[..., Any]) -> Callable[
 
 def measure_case(case: Case, bench: Workbench, repetitions: int) -> list[dict[str, Any]]:
     """
-    A row of the results for each of our forms, whose matrix products run in turn with it, for the limit. The share of
-    the limit compares the fastest runs of both.
+    Returns a row of results for each of our forms. For the limit, the form's matrix products run in turn with it, and
+    the share compares the fastest runs of both.
     """
     place = Place(bench.device, bench.dtype)
     alone = {form: products_alone(products, place) for form, products in case.products.items()}
@@ -126,7 +126,7 @@ def measure_case(case: Case, bench: Workbench, repetitions: int) -> list[dict[st
 def measure(
     device: str, dtype: str, sections: list[str], results: dict[str, Any], small: bool = False, repetitions: int = 1
 ) -> Iterator[str]:
-    """Measure sections into the results, but for what this code has measured; yields the name of each new case."""
+    """Measure sections into the results, except what this code measured before; yields the name of each new case."""
     bench = Workbench(torch.device(device), DTYPES[dtype], small)
     column = results.setdefault(dtype, {"sections": {}})
     column["capacity"] = measure_capacity(bench)

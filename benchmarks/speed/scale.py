@@ -1,4 +1,4 @@
-"""What scoring a table costs: time a pair with 1, 2 and 4 processes, and memory at two sizes of table."""
+"""Measures the cost of scoring a table: time per pair with 1, 2 and 4 processes, and memory for two table sizes."""
 
 import os
 import subprocess
@@ -14,12 +14,12 @@ import soundfile
 ROOT = Path(__file__).parents[2]
 LAUNCHER = ROOT / "accelerate_configs" / "cpu_2_processes.yaml"
 PROCESSES = (1, 2, 4)
-# Pairs of the tables: the difference in time between two of them is without what it takes to start.
+# Pairs in the tables: the difference in time between the two leaves out the time to start.
 SHORT, LONG = 512, 8192
 SAMPLING_RATE, SECONDS, SOUNDS = 16000, 10, 16
 PAIRS_PER_CLIP = 4
-# Prints the most kilobytes that any process of a command had. A process of its own, since Linux counts a command's
-# start as its parent's memory, and this one may have held a large model.
+# Prints the most kilobytes that any process of a command had. It runs in its own process, since Linux counts a parent's
+# memory at a command's start, and this process may have held a large model.
 WATCH = """
 import resource, subprocess, sys
 code = subprocess.call(sys.argv[1:], stdout=sys.stderr)
@@ -29,7 +29,7 @@ sys.exit(code)
 
 
 def write_table(folder: Path, pairs: int) -> Path:
-    """A table of so many pairs, of clips with `PAIRS_PER_CLIP` captions; each clip is a file of its own name."""
+    """Write a table of `pairs` pairs, with `PAIRS_PER_CLIP` captions per clip; each clip has its own file name."""
     generator = np.random.default_rng(0)
     for index in range(SOUNDS):
         noise = (0.1 * generator.standard_normal(SECONDS * SAMPLING_RATE)).astype(np.float32)
@@ -48,8 +48,8 @@ def write_table(folder: Path, pairs: int) -> Path:
 
 def score(table: Path, processes: int) -> dict[str, float]:
     """
-    Score a table with the bundled model, on one thread a process: wall-clock `seconds`, and the most bytes that any
-    one process had (`peak_memory`).
+    Score a table with the bundled model, on one thread per process; returns wall-clock `seconds` and the most bytes
+    that any one process had (`peak_memory`).
 
     Raises:
         RuntimeError: The command failed.
@@ -68,7 +68,7 @@ def score(table: Path, processes: int) -> dict[str, float]:
 
 
 def measure_tables(smoke: bool = False) -> list[dict[str, Any]]:
-    """Of each number of processes: seconds a pair, seconds to start, and peak memory with the short and long table."""
+    """Measures for each number of processes: seconds a pair, seconds to start, and peak memory with either table."""
     sizes = (8, 16) if smoke else (SHORT, LONG)
     rows = []
     with tempfile.TemporaryDirectory() as folder:

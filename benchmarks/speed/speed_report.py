@@ -1,4 +1,4 @@
-"""The benchmark's results for people: a page and a picture of each processor, and one table of them all."""
+"""Presents the benchmark's results: a page and a picture for each processor, and one table of all processors."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -16,9 +16,9 @@ ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs/speed.md"
 DTYPES = ("fp32", "bf16")
 GIGA = 1e9
-# Figures of processors that somebody else measured, in the words of the table.
+# Figures that others measured on their processors, under the names of the table's columns.
 ELSEWHERE = "measured_elsewhere.json"
-# What the table of all processors shows: ratios to the published design by case, in fp32.
+# Columns in the table of all processors: ratios to the published design by case, in fp32.
 RATIOS = {
     "pair, batch 1": "whole pair, 1 pairs",
     "encoder, batch 8": "encoder, 8 clips",
@@ -31,17 +31,17 @@ FIRST_COLUMN = "processor, fp32"
 
 
 def all_rows(results: Mapping[str, Any], dtype: str) -> list[dict[str, Any]]:
-    """All rows of a dtype, withdrawn ones included."""
+    """Returns all rows of a dtype, withdrawn ones included."""
     return [row for section in results.get(dtype, {}).get("sections", {}).values() for row in section["rows"]]
 
 
 def rows_of(results: Mapping[str, Any], dtype: str) -> list[dict[str, Any]]:
-    """All rows that were measured in a dtype and still count."""
+    """Returns the rows that were measured in a dtype and still count."""
     return [row for row in all_rows(results, dtype) if "ours" in row]
 
 
 def case_row(row: dict[str, Any]) -> dict[str, str]:
-    """A row of a processor's table, per clip, pair or caption."""
+    """Returns a row of a processor's table, per clip, pair or caption."""
     ours, plain = row["ours"], row.get("reference")
     return {
         "case": row["case"],
@@ -58,7 +58,7 @@ def case_row(row: dict[str, Any]) -> dict[str, str]:
 
 
 def capacity_line(capacity: dict[str, Any]) -> str:
-    """What a processor can do."""
+    """Says what a processor can do."""
     rates = capacity["rates"]
     others = [f"{rate / GIGA:.0f} by {name}" for name, rate in rates.items() if name != "best"]
     return (
@@ -69,7 +69,7 @@ def capacity_line(capacity: dict[str, Any]) -> str:
 
 
 def tables_row(row: dict[str, Any]) -> dict[str, str]:
-    """A row of the table of tables."""
+    """Returns a row of the table about scoring tables."""
     (short, long), (few, many) = row["peak_memory"], row["pairs"]
     return {
         "processes": str(row["processes"]),
@@ -81,7 +81,7 @@ def tables_row(row: dict[str, Any]) -> dict[str, str]:
 
 
 def bf16_line(results: Mapping[str, Any]) -> str:
-    """How fast scoring in bf16 is, and how far it moves scores; or why that was not measured."""
+    """Says how fast scoring in bf16 is and how far it moves scores, or why that was not measured."""
     for row in rows_of(results, "fp32"):
         if row["case"] == BF16_PAIR:
             return f"{row['ratio']:.2f} times as fast, scores move by {row['score difference']:.2g} at most"
@@ -90,7 +90,7 @@ def bf16_line(results: Mapping[str, Any]) -> str:
 
 
 def check_lines(checks: Mapping[str, Any], above: str = "") -> Iterator[str]:
-    """What gpu.py found beside speed, as a list."""
+    """Lists what gpu.py found apart from speed."""
     for name, value in checks.items():
         told = {key: part for key, part in value.items() if not isinstance(part, Mapping)}
         if told:
@@ -101,7 +101,7 @@ def check_lines(checks: Mapping[str, Any], above: str = "") -> Iterator[str]:
 
 
 def machine_page(results: dict[str, Any]) -> str:
-    """All that was measured on a processor."""
+    """Returns a page with all that was measured on a processor."""
     machine = results["machine"]
     intro = "Made by `python benchmarks/speed/run.py`. Times and operations are of one clip, pair or caption."
     parts = [f"# Speed: {in_words(machine)}, PyTorch {machine['torch']}", intro, *results.get("notes", [])]
@@ -123,7 +123,7 @@ def machine_page(results: dict[str, Any]) -> str:
 
 
 def draw_speed(results: dict[str, Any]) -> Figure:
-    """For each case in fp32, how many times as fast we are as what it is compared with, and our share of the limit."""
+    """Draws, for each case in fp32, the speed relative to what it is compared with, and the share of the limit."""
     rows = [row for row in rows_of(results, "fp32") if "ratio" in row or "of the limit" in row][::-1]
     panels = {
         "times as fast as what it is compared with": ("ratio", 1),
@@ -141,12 +141,12 @@ def draw_speed(results: dict[str, Any]) -> Figure:
 
 
 def result_files(folder: Path) -> list[Path]:
-    """Of the processors that were measured."""
+    """Returns the files of the measured processors."""
     return [file for file in sorted(folder.glob("*.json")) if file.name != ELSEWHERE]
 
 
 def summary_row(results: dict[str, Any]) -> dict[str, str]:
-    """A processor's row in the table of them all."""
+    """Returns a processor's row in the table of all processors."""
     rows = {row["case"]: row for row in rows_of(results, "fp32")}
     pair = rows.get(PAIR)
     seconds = [f"{pair[form]['seconds'] / pair['items']:.2f} s" if pair else "" for form in ("ours", "reference")]
@@ -166,7 +166,7 @@ def summary_row(results: dict[str, Any]) -> dict[str, str]:
 
 
 def summary(folder: Path) -> str:
-    """The table of all processors that were met: ratios to the published design."""
+    """Returns the table of all measured processors: ratios to the published design."""
     rows = [summary_row(json.loads(file.read_text())) for file in result_files(folder)]
     elsewhere = folder / ELSEWHERE
     known = json.loads(elsewhere.read_text()) if elsewhere.exists() else []
@@ -183,14 +183,14 @@ def write_pages(folder: Path) -> None:
 
 
 def tables_of(text: str) -> Iterator[str]:
-    """The tables of a document that list processors."""
+    """Yields the tables in a document that list processors."""
     for block in text.split("\n\n"):
         if block.startswith(f"| {FIRST_COLUMN} |"):
             yield block.rstrip("\n")
 
 
 def update_document(folder: Path) -> None:
-    """Put the table of all processors where the document has it."""
+    """Update the table of all processors in the document."""
     text = DOCUMENT.read_text(encoding="utf-8")
     for table in tables_of(text):
         text = text.replace(table, summary(folder))

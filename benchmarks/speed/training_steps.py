@@ -15,18 +15,18 @@ from modeling_xacle.training.losses import list_net_loss
 from modeling_xacle.training.recipes import parse_arguments
 from modeling_xacle.training.trainers import CaptionTrainer, PairTrainer
 
-STEPS = 1000  # of the schedule; no run is so long
+STEPS = 1000  # in the schedule; no run is this long
 
 
 class TrainingSteps:
     """
-    Steps on one batch, with one optimiser: that of the stage's trainer.
+    Steps on one batch, with the optimiser of the stage's trainer.
 
     Args:
-        bench (`Workbench`): Gives sounds and captions.
-        model (`nn.Module`): As `bench.stage` gives it.
-        stage (`int`): Which.
-        pairs (`int`): Of the batch.
+        bench (`Workbench`): Provides sounds and captions.
+        model (`nn.Module`): As `bench.stage` yields it.
+        stage (`int`): The stage.
+        pairs (`int`): Pairs in the batch.
     """
 
     def __init__(self, bench: Workbench, model: nn.Module, stage: int, pairs: int):
@@ -44,7 +44,7 @@ class TrainingSteps:
         self.batch = self.caption_batch() if stage == 1 else {**bench.pad(self.captions), "labels": self.labels}
 
     def arguments(self, folder: str) -> list[str]:
-        """What `run_stage.py` is told, beside the recipe: the bench's device and dtype."""
+        """Returns the arguments of `run_stage.py` that differ from the recipe, such as the bench's device and dtype."""
         settings = {
             "stage": self.stage,
             "output_dir": folder,
@@ -59,7 +59,7 @@ class TrainingSteps:
         return [part for name, value in settings.items() for part in (f"--{name}", str(value))]
 
     def forms(self) -> dict[str, Callable[[], Any]]:
-        """What to call for a step of each of our forms."""
+        """Returns, for each of our forms, the call that takes a step."""
         return {
             "ours": lambda: self.step({"input_features": self.bench.extractor.log_mel(self.waveforms)}),
             "ours, cached": lambda: self.step({"audio_features": self.stored}),
@@ -67,7 +67,7 @@ class TrainingSteps:
 
     def step(self, audio: dict[str, torch.Tensor]) -> None:
         """
-        A step as `Trainer` runs it, with `input_features` `(batch_size, num_frames, num_mel_bins)` or `audio_features`
+        Step as `Trainer` does, with `input_features` `(batch_size, num_frames, num_mel_bins)` or `audio_features`
         `(batch_size, num_audio_tokens, audio_hidden_size)`.
         """
         trainer, device = self.trainer, self.bench.device
@@ -80,21 +80,21 @@ class TrainingSteps:
         self.model.zero_grad()
 
     def reference_step(self) -> None:
-        """The published code's step, in stage 1 our own plain form; with the same optimiser."""
+        """Take a step as the published code does, in stage 1 our own plain form; with the same optimiser."""
         self.reference_loss().backward()
         clip_grad_norm_(self.weights, self.trainer.args.max_grad_norm)
         self.trainer.optimizer.step()
         self.model.zero_grad()
 
     def reference_loss(self) -> torch.Tensor:
-        """The stage's loss `()`, from the waveforms."""
+        """Returns the stage's loss `()`, from the waveforms."""
         features = self.bench.reference_encode(self.waveforms)
         if self.stage > 1:
             return list_net_loss(reference.score(self.bench.model, self.captions, features), self.labels)
         return reference.caption_loss(self.bench.captioner, self.batch["input_ids"], self.batch["labels"], features)
 
     def caption_batch(self) -> dict[str, torch.Tensor]:
-        """Sequences `(batch_size, sequence_length)` of stage 1, padded at the end, and their targets."""
+        """Returns sequences `(batch_size, sequence_length)` of stage 1, padded at the end, and their targets."""
         prompt, end = self.bench.processor.audio_and_score_ids[:-1], self.bench.config.end_token_id
         batch = self.bench.processor.pad([[*prompt, *ids, end] for ids in self.captions], self.bench.device)
         targets = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)

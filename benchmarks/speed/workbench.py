@@ -1,4 +1,4 @@
-"""What is measured: a model with random weights and its inputs, run as this project does and as the reference does."""
+"""The object of measurement: a model with random weights and its inputs, run as this project or the reference does."""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ from modeling_xacle.speed import FastAudioTextAlignmentPipeline, fast_forms
 from modeling_xacle.training.freezing import choose_trained
 from modeling_xacle.training.recipes import StageArguments
 
-# Caption lengths in tokens, in turn: those of AudioCaps are mostly of this size.
+# Caption lengths in tokens, used in turn: most captions of AudioCaps are this long.
 LENGTHS = range(12, 20)
 ORDINARY_TOKENS = 300  # ids below are words in any vocabulary
 TRAINED = {1: ["projector", "language_model"], 2: ["projector", "score_head"], 3: ["projector", "score_head"]}
@@ -42,13 +42,13 @@ PUBLISHED_TEXT = {"hidden_size": 896, "num_hidden_layers": 24, "num_attention_he
 
 
 def make_processor(num_audio_tokens: int) -> XacleProcessor:
-    """The published front end, with the bundled model's tokenizer: what it costs is not measured."""
+    """Makes the published front end with the bundled model's tokenizer, whose cost is not measured."""
     tokenizer = AutoTokenizer.from_pretrained(DEFAULT_MODEL)
     return XacleProcessor(XacleFeatureExtractor(), tokenizer, num_audio_tokens)
 
 
 def make_config(processor: XacleProcessor, small: bool = False) -> XacleConfig:
-    """Of the published size, or of one that is done in seconds; special tokens are the processor's."""
+    """Makes a config of the published size, or of one that runs in seconds, with the processor's special tokens."""
     sizes = SMALL_TEXT if small else PUBLISHED_TEXT
     text = Qwen2Config(vocab_size=1000 if small else 151669, num_key_value_heads=2, eos_token_id=0, **sizes)
     names = ("audio_start_token_id", "audio_end_token_id", "score_token_id", "audio_token_id")
@@ -62,7 +62,7 @@ def make_config(processor: XacleProcessor, small: bool = False) -> XacleConfig:
 
 
 def forms_of_layers(fast: bool, model: nn.Module) -> AbstractContextManager:
-    """Within it a model's layers compute as this package's commands let them, or as the published system's do."""
+    """Within this context, a model's layers compute as in this package's commands, or as in the published system."""
     return fast_forms(model) if fast else nullcontext()
 
 
@@ -71,10 +71,10 @@ class Workbench:
     A model on a device, with sounds and captions.
 
     Args:
-        device (`torch.device`): Where all is computed.
-        dtype (`torch.dtype`): Ours: fp32, or bf16 (weights when scoring, autocast when training); the reference's is
-            fp32.
-        small (`bool`): A model and sounds that are done in seconds.
+        device (`torch.device`): Where everything is computed.
+        dtype (`torch.dtype`): Our type: fp32, or bf16 (weights when scoring, autocast when training); the reference
+            uses fp32.
+        small (`bool`): Use a model and sounds that run in seconds.
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype = torch.float32, small: bool = False):
@@ -90,7 +90,7 @@ class Workbench:
         self.aligner = cache(self._make_aligner)
 
     def _make_aligner(self, dtype: torch.dtype) -> FastAudioTextAlignmentPipeline:
-        """The pipeline of the model in a dtype, loaded as `pipeline(dtype=...)` loads it."""
+        """Makes a pipeline with the model in a dtype, loaded as `pipeline(dtype=...)` does."""
         model = self.model
         if dtype != torch.float32:
             with tempfile.TemporaryDirectory() as folder:
@@ -100,46 +100,46 @@ class Workbench:
 
     @property
     def num_frames(self) -> int:
-        """Of a clip's spectrogram."""
+        """Frames in a clip's spectrogram."""
         return self.extractor.log_mel(self.waveforms(1)).shape[1]
 
     def waveforms(self, clips: int) -> torch.Tensor:
-        """Noise `(batch_size, samples)`."""
+        """Returns noise `(batch_size, samples)`."""
         samples = round(self.extractor.max_seconds * self.extractor.sampling_rate)
         return 0.1 * torch.randn(clips, samples, generator=torch.Generator().manual_seed(1)).to(self.device)
 
     def lengths(self, pairs: int) -> list[int]:
-        """Of so many captions, in tokens."""
+        """Returns the lengths of `pairs` captions, in tokens."""
         return [LENGTHS[index % len(LENGTHS)] for index in range(pairs)]
 
     def captions(self, pairs: int) -> list[list[int]]:
-        """Random captions, as token ids."""
+        """Returns random captions, as token ids."""
         generator = torch.Generator().manual_seed(2)
         return [
             torch.randint(ORDINARY_TOKENS, (length,), generator=generator).tolist() for length in self.lengths(pairs)
         ]
 
     def pad(self, captions: list[list[int]]) -> dict[str, torch.Tensor]:
-        """Sequences `(batch_size, sequence_length)` of captions, padded at the end."""
+        """Makes sequences `(batch_size, sequence_length)` of captions, padded at the end."""
         return self.processor.pad([[*ids, *self.processor.audio_and_score_ids] for ids in captions], self.device)
 
     @torch.no_grad()
     def encode(self, input_features: torch.Tensor) -> torch.Tensor:
-        """Audio features of spectrograms `(batch_size, num_frames, num_mel_bins)`, ours."""
+        """Computes our audio features of spectrograms `(batch_size, num_frames, num_mel_bins)`."""
         return self.aligner(self.dtype).model.get_audio_features(input_features)
 
     @torch.no_grad()
     def logits(self, captions: list[list[int]], features: torch.Tensor) -> torch.Tensor:
-        """Logits `(batch_size,)` of captions with as many clips' features, ours."""
+        """Computes our logits `(batch_size,)` of captions, each with a clip's features."""
         return self.aligner(self.dtype).model(**self.pad(captions), audio_features=features).logits
 
     @torch.no_grad()
     def reference_logits(self, captions: list[list[int]], features: torch.Tensor) -> torch.Tensor:
-        """Logits `(batch_size,)` of captions with as many clips' features, the reference's."""
+        """Computes the reference's logits `(batch_size,)` of captions, each with a clip's features."""
         return reference.score(self.model, captions, features)
 
     def reference_encode(self, waveforms: torch.Tensor) -> torch.Tensor:
-        """Audio features of waveforms `(batch_size, samples)`, the reference's."""
+        """Computes the reference's audio features of waveforms `(batch_size, samples)`."""
         return reference.audio_features(self.model, reference.log_mel(self.extractor, waveforms))
 
     @torch.no_grad()
@@ -151,8 +151,8 @@ class Workbench:
         dtype: torch.dtype | None = None,
     ) -> torch.Tensor:
         """
-        Scores `(num_pairs,)` of captions, of which equally many belong to each of the waveforms `(num_clips, samples)`,
-        by the pipeline; in another dtype than the workbench's where one is given.
+        Scores captions with the pipeline, `(num_pairs,)`; each waveform of `(num_clips, samples)` has equally many. A
+        given dtype replaces the workbench's.
         """
         share = len(captions) // len(waveforms)
         sequences = [[*ids, *self.processor.audio_and_score_ids] for ids in captions]
@@ -165,7 +165,7 @@ class Workbench:
 
     @torch.no_grad()
     def reference_scores(self, waveforms: torch.Tensor, captions: list[list[int]], pass_size: int = 8) -> torch.Tensor:
-        """The reference's scores `(num_pairs,)`: each caption has its own copy of its clip encoded."""
+        """Computes the reference's scores `(num_pairs,)`: the clip is encoded again for each caption."""
         clips = waveforms.repeat_interleave(len(captions) // len(waveforms), dim=0)
         logits = [
             self.reference_logits(captions[start : start + pass_size], self.reference_encode(part))
@@ -175,7 +175,7 @@ class Workbench:
 
     @contextmanager
     def stage(self, stage: int, lora_rank: int = 0) -> Iterator[nn.Module]:
-        """The model with the parts that a stage trains, and afterwards as it was."""
+        """Yields the model with the parts that a stage trains, then restores it."""
         whole = self.captioner if stage == 1 else self.model
         trained = [part for part in TRAINED[stage] if not (lora_rank and part == "language_model")]
         model = choose_trained(whole, StageArguments(stage=stage, train=trained, lora_rank=lora_rank)).train()
@@ -187,13 +187,13 @@ class Workbench:
             self.captioner.requires_grad_(True).eval()
 
     def loading(self) -> tuple[Callable[[], Any], Callable[[], Any]]:
-        """Loading the model from a folder, and from the files of the published system."""
+        """Returns calls that load the model from a folder and from the published system's files."""
         folder = tempfile.TemporaryDirectory()
         self.model.save_pretrained(folder.name)
         reference.save_parts(self.model, Path(folder.name))
 
         def ours(folder: tempfile.TemporaryDirectory = folder) -> XacleModel:
-            """The folder lives as long as there is something that loads it."""
+            """Loads from the folder, which lives as long as this call does."""
             return XacleModel.from_pretrained(folder.name, dtype=torch.float32).to(self.device)
 
         return ours, lambda: reference.load(self.model, Path(folder.name))

@@ -61,7 +61,7 @@ LARGEST_SCENE = 3
 
 
 def describe(claim: Scene, rng: np.random.Generator, wording: Wording = WORDING) -> str:
-    """A caption that says what the claim says, in random words."""
+    """Returns a caption that says what the claim says, in random words."""
     size = len(claim.events)
     templates = wording.templates[claim.relation][size]
     template = templates[rng.integers(len(templates))]
@@ -82,7 +82,7 @@ def _pick(rng: np.random.Generator, options: tuple[Any, ...]) -> Any:
 
 
 def _clause(event: Event, rng: np.random.Generator, wording: Wording) -> str:
-    """A sentence of subject and verb: "a dog barks twice loudly"."""
+    """Returns a sentence with subject and verb: "a dog barks twice loudly"."""
     subject, verb, participle = _pick(rng, wording.words[event.kind].actors)
     if event.count is None and rng.random() < 0.5:
         verb = f"{'is' if verb.split()[0].endswith('s') else 'are'} {participle}"
@@ -90,7 +90,7 @@ def _clause(event: Event, rng: np.random.Generator, wording: Wording) -> str:
 
 
 def _noun_phrase(event: Event, rng: np.random.Generator, wording: Wording) -> str:
-    """Something to be heard: "a dog barking twice", "two loud barks of a dog", "loud barking"."""
+    """Returns a noun phrase: "a dog barking twice", "two loud barks of a dog", "loud barking"."""
     words = wording.words[event.kind]
     counted = event.count is not None
     if rng.random() < 0.5 or (counted and not words.units):
@@ -105,12 +105,12 @@ def _noun_phrase(event: Event, rng: np.random.Generator, wording: Wording) -> st
 
 
 def _stated(event: Event) -> list[tuple[str, int]]:
-    """Names and levels of the attributes that a caption tells of."""
+    """Returns names and levels of the attributes that a caption mentions."""
     return [(name, getattr(event, name)) for name in ATTRIBUTES if getattr(event, name)]
 
 
 def _adverbs(event: Event, rng: np.random.Generator, wording: Wording) -> list[str]:
-    """How often and in what manner, to be put after a verb."""
+    """Returns words for how often and in what manner, to put after a verb."""
     often = []
     if event.count is not None:
         often = [_pick(rng, wording.several_times if event.count == SEVERAL else wording.times[event.count])]
@@ -124,7 +124,7 @@ def _adverbs(event: Event, rng: np.random.Generator, wording: Wording) -> list[s
 
 def true_alignment(scene: Scene, claim: Scene) -> float:
     """
-    Alignment, 0 to 10, of a scene and what a caption claims, by the rule above.
+    Computes the alignment, 0 to 10, of a scene and what a caption claims, by the rule above.
 
     Args:
         scene (`Scene`): What is heard.
@@ -142,7 +142,7 @@ def true_alignment(scene: Scene, claim: Scene) -> float:
 
 
 def event_credit(claimed: Event, heard: Event) -> float:
-    """Credit, 0 to 1, of one claimed event for one that is heard."""
+    """Returns the credit, 0 to 1, that a claimed event earns for a heard one."""
     if claimed.kind != heard.kind:
         return SIMILAR_CREDIT if KINDS[claimed.kind].family == KINDS[heard.kind].family else 0.0
     agreement = _count_agreement(claimed.count, heard.count)
@@ -161,7 +161,7 @@ def _count_agreement(claimed: int | None, heard: int) -> float:
 
 
 def relation_agreement(scene: Scene, claim: Scene) -> float:
-    """How well, 0 to 1, the relation of the kinds that both share agrees."""
+    """Returns how well, 0 to 1, claim and scene agree on the relation of the kinds that they share."""
     shared = [kind for kind in claim.kinds if kind in scene.kinds]
     if len(shared) < 2:
         return 1.0
@@ -179,7 +179,7 @@ def relation_agreement(scene: Scene, claim: Scene) -> float:
 
 
 def faithful_claim(scene: Scene, rng: np.random.Generator, completeness: float = 0.85) -> Scene:
-    """What a true caption says: all events and their relation, each count and attribute with a chance."""
+    """Returns what a true caption says: all events and their relation, and each count and attribute with a chance."""
     return replace(scene, events=tuple(_tell(event, rng, completeness) for event in scene.events))
 
 
@@ -195,7 +195,7 @@ def _tell(event: Event, rng: np.random.Generator, completeness: float) -> Event:
 
 
 def _plain_event(kind: str, rng: np.random.Generator) -> Event:
-    """A claimed event of which little is said."""
+    """Returns a claimed event about which little is said."""
     count = 1 if rng.random() < 0.3 and not KINDS[kind].is_continuous else None
     return Event(kind, count)
 
@@ -204,7 +204,7 @@ def _other_kind(
     scene: Scene, claim: Scene, keep: tuple[str, ...], split: Split, rng: np.random.Generator
 ) -> str | None:
     """
-    A kind that is neither heard nor claimed and may stand beside those kept, often a similar one; none if all may not.
+    Picks a kind that is neither heard nor claimed and may occur with those kept, often a similar one; None if none may.
     """
     unused = [kind for kind in split.kinds if kind not in scene.kinds and kind not in claim.kinds]
     allowed = [kind for kind in unused if split.allows((*keep, kind))]
@@ -214,7 +214,7 @@ def _other_kind(
 
 
 def swap_event(scene: Scene, claim: Scene, split: Split, rng: np.random.Generator) -> Scene | None:
-    """One event told as one of another kind."""
+    """Claims another kind for one event."""
     place = int(rng.integers(len(claim.events)))
     others = claim.events[:place], claim.events[place + 1 :]
     kind = _other_kind(scene, claim, tuple(event.kind for event in (*others[0], *others[1])), split, rng)
@@ -222,7 +222,7 @@ def swap_event(scene: Scene, claim: Scene, split: Split, rng: np.random.Generato
 
 
 def drop_event(scene: Scene, claim: Scene, split: Split, rng: np.random.Generator) -> Scene | None:
-    """One of several events left out."""
+    """Leaves out one of several events."""
     if len(claim.events) < 2:
         return None
     place = int(rng.integers(len(claim.events)))
@@ -231,7 +231,7 @@ def drop_event(scene: Scene, claim: Scene, split: Split, rng: np.random.Generato
 
 
 def add_event(scene: Scene, claim: Scene, split: Split, rng: np.random.Generator) -> Scene | None:
-    """An event that is not there."""
+    """Adds an event that is not there."""
     kind = _other_kind(scene, claim, claim.kinds, split, rng)
     if kind is None or len(claim.events) == LARGEST_SCENE:
         return None
@@ -242,7 +242,7 @@ def add_event(scene: Scene, claim: Scene, split: Split, rng: np.random.Generator
 
 
 def change_count(scene: Scene, claim: Scene, split: Split, rng: np.random.Generator) -> Scene | None:
-    """A wrong number of occurrences."""
+    """Claims a wrong number of occurrences."""
     heard = {event.kind: event.count for event in scene.events}
     countable = [i for i, event in enumerate(claim.events) if KINDS[event.kind].max_count > 1 and event.kind in heard]
     if not countable:
@@ -257,7 +257,7 @@ def change_count(scene: Scene, claim: Scene, split: Split, rng: np.random.Genera
 
 
 def change_order(scene: Scene, claim: Scene, split: Split, rng: np.random.Generator) -> Scene | None:
-    """The events of a sequence in another order."""
+    """Puts the events of a sequence in another order."""
     if claim.relation != "sequence":
         return None
     orders = [order for order in permutations(claim.events) if order != claim.events]
@@ -265,13 +265,13 @@ def change_order(scene: Scene, claim: Scene, split: Split, rng: np.random.Genera
 
 
 def change_relation(scene: Scene, claim: Scene, split: Split, rng: np.random.Generator) -> Scene | None:
-    """A sequence told as simultaneous, or the reverse."""
+    """Claims a sequence as simultaneous, or the reverse."""
     other = {"together": "sequence", "sequence": "together"}.get(claim.relation)
     return replace(claim, relation=other) if other else None
 
 
 def change_attribute(scene: Scene, claim: Scene, split: Split, rng: np.random.Generator) -> Scene | None:
-    """The opposite of an event's loudness, pitch or speed."""
+    """Claims the opposite of an event's loudness, pitch or speed."""
     heard = {event.kind: event for event in scene.events}
     options = [(i, *a) for i, event in enumerate(claim.events) for a in _stated(heard.get(event.kind, event))]
     if not options:
@@ -282,7 +282,7 @@ def change_attribute(scene: Scene, claim: Scene, split: Split, rng: np.random.Ge
 
 
 Alteration = Callable[[Scene, Scene, Split, np.random.Generator], Scene | None]
-# Each with a weight: those that not every scene allows come up as often as the others where they can.
+# Each has a weight: alterations that not every scene allows come up as often as the others where they are possible.
 ALTERATIONS: dict[str, tuple[Alteration, float]] = {
     "event swapped": (swap_event, 1.0),
     "event dropped": (drop_event, 1.0),
@@ -299,7 +299,7 @@ PAIRINGS = {"matched": 0.28, "altered": 0.42, "partly matching": 0.14, "mismatch
 
 def alter(scene: Scene, claim: Scene, split: Split, rng: np.random.Generator) -> tuple[Scene, list[str]]:
     """
-    A claim made wrong in one way, sometimes in two, and the names of the alterations.
+    Makes a claim wrong in one way, sometimes in two; returns it with the names of the alterations.
 
     Args:
         scene (`Scene`): What is heard.
@@ -322,7 +322,7 @@ def alter(scene: Scene, claim: Scene, split: Split, rng: np.random.Generator) ->
 
 def sample_claim(scene: Scene, split: Split, rng: np.random.Generator) -> tuple[str, Scene]:
     """
-    What the caption of a rated pair claims, and how it was made: a key of `PAIRINGS`, with the alterations' names.
+    Draws what a rated pair's caption claims; also says how it was made: a key of `PAIRINGS`, or the alterations' names.
     """
     pairing = str(rng.choice(list(PAIRINGS), p=list(PAIRINGS.values())))
     if pairing == "matched":
@@ -345,7 +345,7 @@ def sample_claim(scene: Scene, split: Split, rng: np.random.Generator) -> tuple[
 LISTENERS_PER_PAIR = 4
 LISTENERS_PER_SPLIT = 250
 # Calibrated together, on 20,000 pairs, to the figures of the open RELATE ratings: a mean within-pair variance of 6.2
-# and a split-half SRCC of .56 to .59. What a listener makes of an alignment of 0 and of 10, on average:
+# and a split-half SRCC of .56 to .59. Mean rating of an alignment of 0 and of 10:
 LOWEST_OPINION, HIGHEST_OPINION = 1.25, 8.2
 BIAS_SD = 1.1
 NOISE_SD = 2.68
@@ -354,7 +354,7 @@ NOISE_SPREAD = 0.25  # listeners differ in care: log-normal spread of their nois
 
 @dataclass(frozen=True)
 class Listener:
-    """A simulated listener: what is added to every opinion, and the standard deviation of the noise, in points."""
+    """A simulated listener: the bias added to every opinion, and the standard deviation of the noise, in points."""
 
     id: str
     bias: float
@@ -363,8 +363,8 @@ class Listener:
 
 def sample_listeners(split: str, rng: np.random.Generator) -> list[Listener]:
     """
-    The pool of a split; no listener rates in two splits. Biases and noises are quantiles of their distributions in
-    random order, so that every pool is as biased and as noisy as any other.
+    Draws a split's pool of listeners; no listener rates in two splits. Biases and noises are quantiles of their
+    distributions in random order, so that all pools are equally biased and noisy.
     """
     quantiles = norm.ppf((np.arange(LISTENERS_PER_SPLIT) + 0.5) / LISTENERS_PER_SPLIT)
     biases = BIAS_SD * rng.permutation(quantiles)
@@ -376,7 +376,7 @@ def sample_listeners(split: str, rng: np.random.Generator) -> list[Listener]:
 
 
 def rate(alignment: float, listeners: list[Listener], rng: np.random.Generator) -> tuple[list[str], list[int]]:
-    """Ids and integer ratings, 0 to 10, of `LISTENERS_PER_PAIR` listeners of the pool for a pair of this alignment."""
+    """Returns ids and integer ratings, 0 to 10, of `LISTENERS_PER_PAIR` listeners for a pair with this alignment."""
     chosen = [listeners[i] for i in rng.choice(len(listeners), LISTENERS_PER_PAIR, replace=False)]
     opinion = LOWEST_OPINION + (HIGHEST_OPINION - LOWEST_OPINION) * alignment / 10
     raw = [opinion + listener.bias + listener.noise * rng.standard_normal() for listener in chosen]

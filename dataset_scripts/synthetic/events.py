@@ -23,19 +23,19 @@ CLIP_SAMPLES = round(CLIP_SECONDS * SAMPLING_RATE)
 Relation = Literal["alone", "together", "sequence"]
 ATTRIBUTES = ("loudness", "pitch", "speed")
 
-# Of a speed of -1, 0 or 1, what occurrences are spaced by; how fast each one is belongs to the rendering.
+# By which factor occurrences follow faster at a speed of -1, 0 or 1; rendering sets how fast each one is.
 SPEED_OF_SPACING = {-1: 0.54, 0: 1.0, 1: 1.875}
-# Peaks are softened above this many times that level, so that no crackle takes the room of the whole clip.
+# Peaks above this many times the loudest window's level are softened, so that no crackle uses up the headroom.
 LARGEST_CREST = 5.0
 LOUDNESS_WINDOW = SAMPLING_RATE // 20
 
 ATTRIBUTE_CHANCE = 0.3
 LARGEST_COUNT = 5
-# Silence in seconds between an event's occurrences, and between the events of a sequence: what makes them countable.
+# Seconds of silence between an event's occurrences, and between the events of a sequence, which make them countable.
 OCCURRENCE_GAP = 0.15
 SEQUENCE_GAP = 0.6
 MARGIN_SECONDS = 0.2
-# One of several stretches of an otherwise continuous sound, and from one's beginning to the next one's.
+# Length of one of several stretches of an otherwise continuous sound, and time between their beginnings.
 STRETCH_SECONDS, STRETCH_INTERVAL = 1.5, 2.2
 
 
@@ -50,8 +50,8 @@ class EventKind:
 
     Args:
         name (`str`): Its key.
-        family (`str`): Kinds of one family are taken for similar by the alignment rule.
-        render (callable): Gives a waveform of shape `(samples,)` for a generator, seconds, pitch and speed factors.
+        family (`str`): The alignment rule takes kinds of one family as similar.
+        render (callable): Returns a waveform of shape `(samples,)` for a generator, seconds, pitch and speed factors.
         seconds (`float`, *optional*): Length of one occurrence; none for a continuous sound.
         interval (`float`): Seconds from one occurrence's beginning to the next one's, at normal speed.
         max_count (`int`): Most occurrences in a clip.
@@ -69,20 +69,20 @@ class EventKind:
 
     @property
     def is_continuous(self) -> bool:
-        """Whether one occurrence may fill the clip."""
+        """True if one occurrence may fill the clip."""
         return self.seconds is None
 
     def has(self, attribute: str) -> bool:
-        """Whether an attribute of `ATTRIBUTES` can be heard in this kind."""
+        """Returns True if an attribute of `ATTRIBUTES` can be heard in this kind."""
         return {"loudness": True, "pitch": self.has_pitch, "speed": self.has_speed}[attribute]
 
     def spacing(self, speed: int) -> float:
-        """Seconds from one occurrence to the next at a speed of -1, 0 or 1; never so close that they run together."""
+        """Returns seconds from one occurrence to the next at a speed of -1, 0 or 1, enough to keep them apart."""
         factor = SPEED_OF_SPACING[speed] if self.has_speed else 1.0
         return max(self.interval / factor, (self.seconds or STRETCH_SECONDS) + OCCURRENCE_GAP)
 
     def span(self, count: int, speed: int) -> float:
-        """Seconds that so many occurrences take, with room for jitter."""
+        """Returns the seconds that `count` occurrences take, with room for jitter."""
         return (count - 1) * 1.06 * self.spacing(speed) + (self.seconds or STRETCH_SECONDS)
 
 
@@ -162,7 +162,7 @@ class Rendering:
             that a low pitch is never a normal one.
         loudness_db (`dict`): Level of the loudest 50 ms of an event, in dB below full scale.
         reverberation (pair of `float`): Seconds in which the room's tail falls by 60 dB.
-        direct_to_tail_db (pair of `float`): Level of the sound over that of its tail.
+        direct_to_tail_db (pair of `float`): Level of the sound above its tail.
         noise_db (pair of `float`): Level of the noise floor.
         resynthesised (`bool`): Whether the events go through a vocoder.
     """
@@ -192,13 +192,13 @@ OTHER_RENDERING = Rendering(
 )
 
 
-# The remainder, divided by six, of the sum of the numbers of two kinds that meet in the splits of this key alone: a
-# sixth of all pairs each, some of every kind.
+# Pairs of kinds are held out by the sum of their numbers modulo six: those with this remainder occur only in splits of
+# this key. Each key gets a sixth of all pairs, some of every kind.
 HELD_OUT = {"test": 0, "development": 3}
 
 
 def held_out_key(first: str, second: str) -> str | None:
-    """The key in `HELD_OUT` of a pair of kinds; none for those that any split may hold."""
+    """Returns the key in `HELD_OUT` of a pair of kinds; None if any split may hold it."""
     if first == second or not {first, second} <= set(KIND_NAMES):
         return None
     remainder = (KIND_NAMES.index(first) + KIND_NAMES.index(second)) % 6
@@ -206,7 +206,7 @@ def held_out_key(first: str, second: str) -> str | None:
 
 
 def held_out_keys(kinds: tuple[str, ...]) -> set[str]:
-    """The keys of all pairs of these kinds that have one."""
+    """Returns the keys of all pairs of these kinds that have one."""
     return {key for pair in combinations(kinds, 2) if (key := held_out_key(*pair))}
 
 
@@ -216,7 +216,7 @@ class Split:
     What scenes of a split are made of.
 
     Args:
-        kinds (`tuple` of `str`): Names of the kinds that are heard or told of.
+        kinds (`tuple` of `str`): Names of the kinds that are heard or claimed.
         one_of (`frozenset` of `str`): Kinds of which every scene has one, if there are any.
         held_out (`str`, *optional*): The key in `HELD_OUT` of the pairs of which every scene of several events has one,
             unless `one_of` names kinds; no scene has a pair of another key.
@@ -231,11 +231,11 @@ class Split:
     wording: Wording = WORDING
 
     def allows(self, kinds: tuple[str, ...]) -> bool:
-        """Whether a caption of this split may name these kinds together."""
+        """Returns True if a caption of this split may name these kinds together."""
         return held_out_keys(kinds) <= {self.held_out}
 
     def takes(self, kinds: tuple[str, ...]) -> bool:
-        """Whether these kinds make a scene of this split."""
+        """Returns True if these kinds make a scene of this split."""
         if self.one_of:
             return self.allows(kinds) and not self.one_of.isdisjoint(kinds)
         return len(kinds) == 1 or held_out_keys(kinds) == {self.held_out} - {None}
@@ -244,7 +244,7 @@ class Split:
 UNSEEN_SOUNDS = {"rendering": OTHER_RENDERING}
 UNSEEN_WORDS = {"wording": OTHER_WORDING}
 WITH_UNSEEN_KINDS = {"kinds": tuple(KINDS), "one_of": frozenset(UNSEEN_KINDS)}
-# Splits that are not named here are as training is.
+# Splits that are not named here are like training.
 SPLITS = {
     "development": Split(held_out="development"),
     "test": Split(held_out="test"),
@@ -258,7 +258,7 @@ UNSEEN_SPLITS = ("unseen_sounds", "unseen_words", "unseen_kinds", "unseen")
 
 
 def split_named(name: str) -> Split:
-    """What scenes of a split are made of."""
+    """Returns what scenes of a split are made of."""
     return SPLITS.get(name, Split())
 
 
@@ -269,7 +269,7 @@ def split_named(name: str) -> Split:
 @dataclass(frozen=True)
 class Event:
     """
-    One kind of sound in a clip, or as a caption tells of it.
+    One kind of sound in a clip, or as a caption claims it.
 
     Args:
         kind (`str`): Name of its kind.
@@ -288,7 +288,7 @@ class Event:
 @dataclass(frozen=True)
 class Scene:
     """
-    Events and how they stand to each other: one `alone`, several `together`, or in `sequence`, in their order.
+    Events and their relation: one `alone`, several `together`, or several in `sequence`, in their order.
     """
 
     events: tuple[Event, ...]
@@ -296,19 +296,19 @@ class Scene:
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Names of the events' kinds, in order."""
+        """The names of the events' kinds, in order."""
         return tuple(event.kind for event in self.events)
 
 
 def slot_seconds(relation: Relation, size: int) -> float:
-    """Seconds that each event of a scene may take."""
+    """Returns the seconds that each event of a scene may take."""
     usable = CLIP_SECONDS - 2 * MARGIN_SECONDS
     return (usable - SEQUENCE_GAP * (size - 1)) / size if relation == "sequence" else usable
 
 
 def sample_event(rng: np.random.Generator, kind_name: str, relation: Relation, size: int) -> Event:
     """
-    A random event of a kind for a scene of `size` events: a count that fits, and attributes that can be heard in it.
+    Draws an event of a kind for a scene of `size` events, with a count that fits and attributes that can be heard.
     """
     kind = KINDS[kind_name]
     levels = {name: int(rng.choice([-1, 1])) if rng.random() < ATTRIBUTE_CHANCE else 0 for name in ATTRIBUTES}
@@ -332,12 +332,12 @@ def sample_scene(
     rng: np.random.Generator, split: Split, required: str | None = None, avoid: tuple[str, ...] = ()
 ) -> Scene:
     """
-    A random scene.
+    Draws a scene.
 
     Args:
         rng (`np.random.Generator`): Source of all choices.
         split (`Split`): What its scenes are made of.
-        required (`str`, *optional*): A kind that must occur beside at least one other.
+        required (`str`, *optional*): A kind that must occur with at least one other.
         avoid (`tuple` of `str`): Kinds that must not occur.
     """
     size = int(rng.choice([2, 3] if required else [1, 2, 3], p=[0.8, 0.2] if required else [0.35, 0.5, 0.15]))
@@ -353,7 +353,7 @@ def sample_scene(
 
 def schedule(scene: Scene, rng: np.random.Generator) -> list[list[tuple[float, float]]]:
     """
-    When each event's occurrences begin and how long they last, both in seconds.
+    Draws when each event's occurrences begin and how long they last, both in seconds.
 
     Events of a sequence are at least `SEQUENCE_GAP` apart; events sounding together are all under way, or all take
     place, around the middle of the clip.
@@ -371,7 +371,7 @@ def schedule(scene: Scene, rng: np.random.Generator) -> list[list[tuple[float, f
 
 
 def _occurrences(event: Event, scene: Scene, rng: np.random.Generator) -> list[tuple[float, float]]:
-    """Beginnings and lengths in seconds of one event's occurrences, the first at 0."""
+    """Returns beginnings and lengths in seconds of one event's occurrences, the first at 0."""
     kind = KINDS[event.kind]
     if kind.is_continuous and event.count == 1:
         slot = slot_seconds(scene.relation, len(scene.events))
@@ -384,7 +384,7 @@ def _occurrences(event: Event, scene: Scene, rng: np.random.Generator) -> list[t
 
 
 def _start(length: float, relation: Relation, rng: np.random.Generator) -> float:
-    """A beginning in seconds for something that lasts so long and does not wait for anything."""
+    """Draws a beginning in seconds for an event of this length that does not follow another."""
     earliest, latest = MARGIN_SECONDS, CLIP_SECONDS - MARGIN_SECONDS - length
     if relation == "together":
         middle = CLIP_SECONDS / 2
@@ -398,7 +398,7 @@ def _start(length: float, relation: Relation, rng: np.random.Generator) -> float
 
 def render_clip(scene: Scene, rng: np.random.Generator, rendering: Rendering = RENDERING) -> np.ndarray:
     """
-    A scene in a random room, over a random noise floor, at a random level.
+    Renders a scene in a random room, over a random noise floor, at a random level.
 
     Returns:
         int16 samples of shape `(CLIP_SAMPLES,)`, below full scale.
@@ -419,7 +419,7 @@ def render_clip(scene: Scene, rng: np.random.Generator, rendering: Rendering = R
 def _render_event(
     event: Event, occurrences: list[tuple[float, float]], rng: np.random.Generator, rendering: Rendering
 ) -> np.ndarray:
-    """One event's track of shape `(CLIP_SAMPLES,)`, at its level."""
+    """Renders one event's track, of shape `(CLIP_SAMPLES,)`, at its level."""
     kind = KINDS[event.kind]
     pitch = rng.uniform(*rendering.pitch[event.pitch])
     speed = rng.uniform(*rendering.speed[event.speed])
@@ -434,13 +434,13 @@ def _render_event(
 
 
 def _loudest_rms(track: np.ndarray) -> float:
-    """Root mean square of the loudest window of a track of shape `(samples,)`."""
+    """Returns the root mean square of the loudest window of a track of shape `(samples,)`."""
     windows = track[: len(track) // LOUDNESS_WINDOW * LOUDNESS_WINDOW].reshape(-1, LOUDNESS_WINDOW)  # (N,) -> (W, L)
     return float(np.sqrt((windows**2).mean(axis=1).max()))
 
 
 def _add_room(waveform: np.ndarray, rng: np.random.Generator, rendering: Rendering) -> np.ndarray:
-    """The waveform of shape `(samples,)` with a random exponential reverberation tail."""
+    """Adds a random exponential reverberation tail to a waveform of shape `(samples,)`."""
     reverberation, direct_to_tail_db = rng.uniform(*rendering.reverberation), rng.uniform(*rendering.direct_to_tail_db)
     time = time_axis(reverberation)
     tail = rng.standard_normal(len(time)) * 10 ** (-3 * time / reverberation) * (time > rng.uniform(0.004, 0.015))
@@ -450,7 +450,7 @@ def _add_room(waveform: np.ndarray, rng: np.random.Generator, rendering: Renderi
 
 
 def _noise_floor(rng: np.random.Generator, rendering: Rendering) -> np.ndarray:
-    """Noise of shape `(CLIP_SAMPLES,)` between white and brown, sometimes with mains hum, at a random low level."""
+    """Returns noise `(CLIP_SAMPLES,)` between white and brown, sometimes with mains hum, at a random low level."""
     spectrum = np.fft.rfft(rng.standard_normal(CLIP_SAMPLES))
     frequencies = np.fft.rfftfreq(CLIP_SAMPLES, 1 / SAMPLING_RATE)
     noise = np.fft.irfft(spectrum * np.maximum(frequencies, 30.0) ** -rng.uniform(0.0, 1.0), CLIP_SAMPLES)
@@ -461,7 +461,7 @@ def _noise_floor(rng: np.random.Generator, rendering: Rendering) -> np.ndarray:
 
 
 def scene_record(scene: Scene) -> dict[str, Any]:
-    """The scene as plain values, for an annotation."""
+    """Returns the scene as plain values, for an annotation."""
     events = [
         {"kind": e.kind, "count": e.count, **{name: getattr(e, name) for name in ATTRIBUTES}} for e in scene.events
     ]

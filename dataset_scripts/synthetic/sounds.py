@@ -1,9 +1,9 @@
 """
 The sounds of the synthetic corpus: building blocks, and one function for each kind of event.
 
-A kind's function gives one occurrence, or one stretch of a continuous sound: a waveform of shape `(samples,)` of the
-length asked for. `pitch` and `speed` are factors around 1; not every kind heeds them. Every random choice comes from
-the `numpy.random.Generator` that a function is given.
+A kind's function returns one occurrence, or one stretch of a continuous sound: a waveform of shape `(samples,)` of the
+requested length. `pitch` and `speed` are factors around 1; not every kind uses them. All random choices come from the
+`numpy.random.Generator` that a function is given.
 """
 
 from functools import lru_cache
@@ -21,12 +21,12 @@ HIGHEST_HZ = 7600.0
 
 
 def num_samples(seconds: float) -> int:
-    """Samples in so many seconds."""
+    """Returns the number of samples in this many seconds."""
     return round(seconds * SAMPLING_RATE)
 
 
 def time_axis(seconds: float) -> np.ndarray:
-    """Time in seconds of each sample, shape `(samples,)`."""
+    """Returns the time of each sample in seconds, shape `(samples,)`."""
     return np.arange(num_samples(seconds)) / SAMPLING_RATE
 
 
@@ -37,13 +37,13 @@ def _band_filter(low: float, high: float) -> np.ndarray:
 
 
 def band_noise(rng: np.random.Generator, samples: int, low: float, high: float) -> np.ndarray:
-    """White noise of shape `(samples,)` between two frequencies in Hz, of unit power; `low` may be 0."""
+    """Returns white noise of shape `(samples,)` between two frequencies in Hz, of unit power; `low` may be 0."""
     noise = signal.sosfilt(_band_filter(low, high), rng.standard_normal(samples))
     return noise / (np.sqrt(np.mean(noise**2)) + 1e-12)
 
 
 def wander(rng: np.random.Generator, samples: int, rate: float) -> np.ndarray:
-    """A curve of shape `(samples,)` in [0, 1] that takes about `rate` random turns a second."""
+    """Returns a curve of shape `(samples,)` in [0, 1] with about `rate` random turns a second."""
     points = rng.random(max(2, int(samples / SAMPLING_RATE * rate) + 2))
     positions = np.linspace(0, len(points) - 1, samples)
     index = np.minimum(positions.astype(int), len(points) - 2)
@@ -52,7 +52,7 @@ def wander(rng: np.random.Generator, samples: int, rate: float) -> np.ndarray:
 
 
 def phase_of(frequency: np.ndarray) -> np.ndarray:
-    """Phase in cycles of an oscillator with a frequency in Hz for each sample, shape `(samples,)`."""
+    """Returns the phase, in cycles, of an oscillator with a frequency in Hz for each sample, shape `(samples,)`."""
     return np.cumsum(frequency) / SAMPLING_RATE
 
 
@@ -119,7 +119,7 @@ def chirp(seconds: float, start: float, end: float) -> np.ndarray:
 
 
 def scatter(samples: int, pieces: list[tuple[float, np.ndarray]]) -> np.ndarray:
-    """Pieces added up at their times in seconds, shape `(samples,)`; what reaches beyond the end is cut."""
+    """Adds up pieces at their times in seconds, shape `(samples,)`; what reaches beyond the end is cut."""
     result = np.zeros(samples)
     for start, piece in pieces:
         begin = num_samples(start)

@@ -6,21 +6,21 @@ a caption in the shape of the XACLE challenge.
 
 writes `wav/` (FLAC, 16 kHz, mono, 16 bit), the captioned clips as `aac/` (train, validation) and the rated pairs as
 `xacle/` (train, validation, development, test). Scenes of several events in development and in test hold two kinds of
-event that never meet in training: choose on development what is to be tested once. Each dataset holds
+event that never meet in training: make choices on development, then test once. Each dataset holds
 `annotations.jsonl`: the scene of every clip and, for a rated pair, how its caption was made and its true alignment.
 
---rated-unseen adds splits of scenes like those of test, as another generator makes them: with other synthesis and a
-vocoder (unseen_sounds), with other words (unseen_words), with a kind of event in each that no training has
+--rated-unseen adds splits with scenes like those of test, made by another generator: with other synthesis and a vocoder
+(unseen_sounds), with other words (unseen_words), with a kind of event in each scene that training never has
 (unseen_kinds), and with all three (unseen).
 
-The rule of the alignment and the simulated listeners are told in captions.py, splits and scenes in
-events.py, sounds in sounds.py and unseen.py, words in words.py.
+captions.py explains the alignment rule and the simulated listeners, events.py splits and scenes, sounds.py and
+unseen.py the sounds, words.py the words.
 
 Everything here is synthetic. It compares methods; it does not stand for human ratings.
 
-Each clip is made from the seed and its own number alone, so that the same command gives the same bytes with any number
-of workers (and the same versions of numpy, scipy and libsndfile). The folder appears when it is complete; a run that
-was killed goes on where it stopped.
+Each clip depends only on the seed and its own number, so that the same command gives the same bytes with any number of
+workers (and the same versions of numpy, scipy and libsndfile). The folder appears when it is complete; a killed run
+goes on where it stopped.
 """
 
 import hashlib
@@ -47,7 +47,7 @@ import soundfile
 import typer
 from tqdm import tqdm
 
-# The package is imported where it is needed: every worker imports this file anew, and needs neither datasets nor torch.
+# The package is imported where it is needed: every worker imports this file too, and needs neither datasets nor torch.
 
 CAPTIONS_PER_CLIP = 3
 VALIDATION_SHARE = 0.05
@@ -68,21 +68,21 @@ class Clip:
 
     @property
     def id(self) -> str:
-        """Unique key in the corpus."""
+        """The clip's unique key in the corpus."""
         return f"synthetic-{self.dataset}-{self.split}-{self.index:06d}"
 
     @property
     def path(self) -> str:
-        """Path of the sound below the corpus's folder."""
+        """The path of the sound below the corpus's folder."""
         return f"wav/{self.dataset}/{self.split}/{self.index:06d}.flac"
 
     def rng(self, seed: int, purpose: str) -> np.random.Generator:
-        """An own source of randomness for each purpose: one more draw for the sound must not change the caption."""
+        """Returns a random source for each purpose: one more draw for the sound must not change the caption."""
         return np.random.default_rng([seed, zlib.crc32(f"{self.dataset}/{self.split}/{purpose}".encode()), self.index])
 
 
 def plan_clips(clips: int, rated: dict[str, int]) -> list[Clip]:
-    """All clips of a corpus of so many captioned clips, and of rated ones for each split."""
+    """Lists all clips of a corpus with this many captioned clips, and this many rated ones for each split."""
     validation = min(clips, max(1, round(VALIDATION_SHARE * clips)))
     sizes = [("aac", "train", clips - validation), ("aac", "validation", validation)]
     sizes += [("xacle", split, size) for split, size in rated.items()]
@@ -90,7 +90,7 @@ def plan_clips(clips: int, rated: dict[str, int]) -> list[Clip]:
 
 
 def annotate(clip: Clip, seed: int) -> tuple[events.Scene, dict[str, Any]]:
-    """The scene of a clip, and its annotation as plain values."""
+    """Returns the scene of a clip, and its annotation as plain values."""
     split = events.split_named(clip.split)
     scene = events.sample_scene(clip.rng(seed, "scene"), split)
     annotation = {"id": clip.id, "audio": clip.path, "scene": events.scene_record(scene)}
@@ -108,12 +108,12 @@ def annotate(clip: Clip, seed: int) -> tuple[events.Scene, dict[str, Any]]:
 
 @lru_cache(maxsize=8)
 def listener_pool(seed: int, split: str) -> list[captions.Listener]:
-    """The listeners of one split of the rated dataset."""
+    """Returns the listeners of one split of the rated dataset."""
     return captions.sample_listeners(split, np.random.default_rng([seed, zlib.crc32(f"listeners/{split}".encode())]))
 
 
 def several_captions(scene: events.Scene, rng: np.random.Generator) -> list[str]:
-    """`CAPTIONS_PER_CLIP` different true captions of a scene."""
+    """Returns `CAPTIONS_PER_CLIP` different true captions of a scene."""
     found: list[str] = []
     while len(found) < CAPTIONS_PER_CLIP:
         text = captions.describe(captions.faithful_claim(scene, rng), rng)
@@ -123,12 +123,12 @@ def several_captions(scene: events.Scene, rng: np.random.Generator) -> list[str]
 
 
 def render(clip: Clip, scene: events.Scene, seed: int) -> np.ndarray:
-    """The samples of a clip, int16 of shape `(samples,)`."""
+    """Returns the samples of a clip, int16 of shape `(samples,)`."""
     return events.render_clip(scene, clip.rng(seed, "sound"), events.split_named(clip.split).rendering)
 
 
 def make_clip(clip: Clip, seed: int, folder: Path) -> dict[str, Any]:
-    """Write the sound of a clip below a folder, unless a killed run left it there, and give its annotation."""
+    """Write a clip's sound below a folder, unless a killed run left it there; returns its annotation."""
     scene, annotation = annotate(clip, seed)
     path = folder / clip.path
     if not path.exists():
@@ -139,7 +139,7 @@ def make_clip(clip: Clip, seed: int, folder: Path) -> dict[str, Any]:
 
 
 def make_clips(clips: list[Clip], seed: int, folder: Path, workers: int) -> Iterator[dict[str, Any]]:
-    """Annotations of all clips, in order, as their sounds get written."""
+    """Yields the annotations of all clips, in order, as their sounds are written."""
     for parent in {(folder / clip.path).parent for clip in clips}:
         parent.mkdir(parents=True, exist_ok=True)
     make = partial(make_clip, seed=seed, folder=folder)
@@ -151,12 +151,12 @@ def make_clips(clips: list[Clip], seed: int, folder: Path, workers: int) -> Iter
 
 
 def end_with_parent() -> None:
-    """Let a worker end when the main process is killed; by itself it would wait for work for ever."""
+    """Make a worker end when the main process is killed; otherwise it would wait for work for ever."""
     threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
 
 
 def dataset_rows(annotations: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
-    """Rows of the schema, sounds in a folder: one for each caption of a captioned clip, one for each rated pair."""
+    """Returns rows of the schema with sounds in a folder: one per caption of a captioned clip, one per rated pair."""
     rows = []
     for annotation in annotations:
         row = {"audio": str(folder / annotation["audio"]), "source": "synthetic"}
@@ -175,8 +175,8 @@ def dataset_rows(annotations: list[dict[str, Any]], folder: Path) -> list[dict[s
 
 def rating_statistics(annotations: list[dict[str, Any]]) -> dict[str, float]:
     """
-    Of rated pairs: mean within-pair variance; SRCC of two against two listeners, mean of the three splits; SRCC of the
-    true alignment with the mean rating, which is the best that any predictor can reach; mean and deviation of scores.
+    Returns for rated pairs: mean within-pair variance; SRCC of two against two listeners, mean of the three splits;
+    SRCC of true alignment and mean rating, the best that any predictor can reach; mean and deviation of scores.
     """
     ratings = np.array([annotation["ratings"] for annotation in annotations], dtype=float)  # (pairs, 4)
     truths = [annotation["alignment"] for annotation in annotations]
@@ -194,7 +194,7 @@ def rating_statistics(annotations: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def card(name: str, **values: Any) -> str:
-    """README.md of the corpus or of one of its datasets."""
+    """Fills in the README.md of the corpus or of one of its datasets."""
     from jinja2 import Environment, FileSystemLoader
 
     templates = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), keep_trailing_newline=True)
@@ -202,7 +202,7 @@ def card(name: str, **values: Any) -> str:
 
 
 def aac_card(seed: int, splits: dict[str, list[dict[str, Any]]]) -> str:
-    """README.md of the captioned clips."""
+    """Returns the README.md of the captioned clips."""
     from modeling_xacle.data.tables import markdown_table
 
     sizes = [
@@ -213,7 +213,7 @@ def aac_card(seed: int, splits: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def xacle_card(seed: int, splits: dict[str, list[dict[str, Any]]]) -> str:
-    """README.md of the rated pairs."""
+    """Returns the README.md of the rated pairs."""
     from modeling_xacle.data.tables import markdown_table
 
     everything = [annotation for part in splits.values() for annotation in part]
@@ -256,7 +256,7 @@ def write_datasets(
 
 
 def fingerprint(output: Path, seed: int, clips: int, rated: dict[str, int], embed_audio: bool) -> dict[str, Any]:
-    """All that the corpus's bytes depend on."""
+    """Returns everything that the corpus's bytes depend on."""
     code = b"".join((Path(__file__).parent / name).read_bytes() for name in SOURCES)
     versions = {module.__name__: module.__version__ for module in (np, scipy, soundfile)}
     sizes = {"clips": clips, **{f"rated {split}": size for split, size in rated.items()}}
@@ -271,17 +271,17 @@ def fingerprint(output: Path, seed: int, clips: int, rated: dict[str, int], embe
 
 
 def read_settings(folder: Path) -> dict[str, Any] | None:
-    """The fingerprint of what is in a folder; none if it is no corpus."""
+    """Returns the fingerprint of the corpus in a folder; None if it is no corpus."""
     file = folder / SETTINGS_FILE
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
 def check_output(output: Path) -> None:
     """
-    Refuse to replace what is no corpus, or holds files that somebody added.
+    Refuse to replace what is no corpus, or a corpus to which somebody added files.
 
     Raises:
-        ValueError: There is such a thing at the output.
+        ValueError: The output is one of these.
     """
     from modeling_xacle.data.files import is_free
 
@@ -306,13 +306,13 @@ def synthesize(
         clips (`int`): Captioned clips.
         rated (`dict`): Rated pairs of each split.
         workers (`int`): Processes.
-        embed_audio (`bool`): Put the sounds into the tables too, for each of their rows.
+        embed_audio (`bool`): Also put the sounds into the tables, once for each of their rows.
 
     Returns:
         False if this very corpus was there already.
 
     Raises:
-        ValueError: There is something else at the output.
+        ValueError: The output holds something else.
     """
     from modeling_xacle.data.files import replace_folder, write_json, write_whole
 
@@ -334,7 +334,7 @@ def synthesize(
 
 
 def summary(output: Path) -> str:
-    """What a corpus holds, and how its simulated listeners rate, as text."""
+    """Says what a corpus holds, and how its simulated listeners rate."""
     found = {file.parent.name: file.read_text(encoding="utf-8") for file in output.glob("*/annotations.jsonl")}
     made = {dataset: list(map(json.loads, lines.splitlines())) for dataset, lines in sorted(found.items())}
     lines = []

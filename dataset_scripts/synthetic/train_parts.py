@@ -1,13 +1,13 @@
 """
-Train the two pretrained parts of an alignment model from captioned clips, where BEATs and Qwen2.5 cannot be downloaded.
+Train both pretrained parts of an alignment model on captioned clips, for when BEATs and Qwen2.5 cannot be downloaded.
 
     python dataset_scripts/synthetic/train_parts.py data/aac -o runs/parts
     xacle init --beats runs/parts/beats --llm runs/parts/llm -o runs/stage0
 
 `beats` is a `BeatsModel` of 1.4 M parameters, trained to tell which words the captions of a clip use; `llm` is a Qwen2
 of 0.7 M parameters with its own tokenizer, trained on the captions alone. Neither knows anything beyond these clips:
-stand-ins for trying the chain and for comparing methods on synthetic sounds. Of a clip that is longer than 10 s,
-training hears the beginning.
+they are stand-ins for trying the chain and for comparing methods on synthetic sounds. Training hears only the first
+10 s of a clip.
 """
 
 import json
@@ -50,10 +50,10 @@ MODEL_TYPES = {"beats": "xacle_beats", "llm": "qwen2"}
 
 def make_encoder() -> BeatsModel:
     """
-    A small BEATs with random weights: 62 time steps of 2 patches make 124 tokens of 10 s.
+    Make a small BEATs with random weights: 62 time steps of 2 patches make 124 tokens of 10 s.
 
-    Two rows of patches, not BEATs's eight: it tells a patch nothing of its place in the spectrum, and thousands of
-    clips, not millions, must suffice to learn it from the neighbours. The bias lets the level of a patch survive the
+    It has two rows of patches, not BEATs's eight: BEATs does not tell a patch its place in the spectrum, and thousands
+    of clips, not millions, must suffice to learn it from the neighbours. The bias lets a patch's level survive the
     norm.
     """
     config = BeatsConfig(
@@ -74,8 +74,8 @@ def make_encoder() -> BeatsModel:
 
 def add_classifier(encoder: BeatsModel, targets: np.ndarray) -> BeatsForAudioClassification:
     """
-    A classifier around the encoder, which it trains in place; the encoder's own config knows nothing of the words. It
-    starts with the probability of each word, from targets of shape `(num_clips, num_words)`.
+    Put a classifier around the encoder, which it trains in place; the encoder's own config does not know the words. It
+    starts from the probability of each word in the targets, of shape `(num_clips, num_words)`.
     """
     config = deepcopy(encoder.config)
     config.num_labels = targets.shape[1]
@@ -87,15 +87,15 @@ def add_classifier(encoder: BeatsModel, targets: np.ndarray) -> BeatsForAudioCla
 
 def make_tokenizer(captions: list[str], vocab_size: int) -> Qwen2Tokenizer:
     """
-    Qwen's byte-level BPE, learned from the captions. It keeps upper case: whatever a folder of a Qwen2 model says,
-    `AutoTokenizer` takes Qwen's own normalizer (transformers 5.23, `tokenization_auto.py`).
+    Learn Qwen's byte-level BPE from the captions. It keeps upper case: `AutoTokenizer` always takes Qwen's own
+    normalizer, whatever a Qwen2 model's folder says (transformers 5.23, `tokenization_auto.py`).
     """
     tokenizer = Qwen2Tokenizer(eos_token="<|im_end|>", model_max_length=MAX_TEXT_TOKENS)
     return tokenizer.train_new_from_iterator(captions, vocab_size, show_progress=False)
 
 
 def make_language_model(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
-    """A small Qwen2 with random weights."""
+    """Make a small Qwen2 with random weights."""
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -112,7 +112,7 @@ def make_language_model(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
 
 
 def words_of_clips(index: PairIndex) -> list[set[str]]:
-    """For each clip, the lower-cased words of all its captions."""
+    """Returns for each clip the lower-cased words of all its captions."""
     words: list[set[str]] = [set() for _ in index.clip_keys]
     for clip, caption in np.concatenate(list(index.rows.values())).tolist():
         words[clip] |= set(re.findall(r"[^\W_]+", index.captions[caption].lower()))
@@ -120,7 +120,7 @@ def words_of_clips(index: PairIndex) -> list[set[str]]:
 
 
 def choose_words(clips: list[set[str]], min_clips: int) -> list[str]:
-    """The words that can be learned: of at least so many clips, but not of all; in alphabetical order."""
+    """Returns the words that can be learned, those of at least `min_clips` but not all clips, in alphabetical order."""
     counts = Counter(word for words in clips for word in words)
     chosen = sorted(word for word, count in counts.items() if min_clips <= count < len(clips))
     if not chosen:
@@ -129,12 +129,12 @@ def choose_words(clips: list[set[str]], min_clips: int) -> list[str]:
 
 
 def word_targets(clips: list[set[str]], words: list[str]) -> np.ndarray:
-    """Which clip has which word: float32 of shape `(num_clips, num_words)`, 1 where it has."""
+    """Returns which clip has which word: float32 of shape `(num_clips, num_words)`, 1 if it has the word."""
     return np.array([[word in clip for word in words] for clip in clips], dtype=np.float32)
 
 
 def log_mel(extractor: XacleFeatureExtractor, audio: Any) -> torch.Tensor:
-    """Spectrogram of a clip, of shape `(num_frames, num_mel_bins)`."""
+    """Returns a clip's spectrogram, of shape `(num_frames, num_mel_bins)`."""
     return extractor(audio, return_notes=True)["input_features"][0]
 
 
@@ -158,14 +158,14 @@ class LabelledClips(Dataset):
 
 
 def tokenize(tokenizer: Qwen2Tokenizer, captions: list[str]) -> list[dict[str, list[int]]]:
-    """Each caption's tokens and the end-of-text token, as the language model's inputs."""
+    """Returns each caption's tokens and the end-of-text token, as the language model's inputs."""
     ids = tokenizer(captions, truncation=True, max_length=MAX_TEXT_TOKENS - 1)["input_ids"]
     return [{"input_ids": [*caption, tokenizer.eos_token_id]} for caption in ids]
 
 
 @torch.inference_mode()
 def word_figures(model: BeatsForAudioClassification, clips: LabelledClips, batch_size: int) -> dict[str, float]:
-    """AUC and average precision of finding a word's clips, both as means over the words that some clips have."""
+    """Returns AUC and average precision of finding a word's clips, as means over words that some clips have."""
     batches = DataLoader(clips, batch_size)
     logits = [model(batch["input_features"].to(model.device)).logits.float().cpu() for batch in batches]  # (B, words)
     scores, matches = torch.cat(logits).numpy(), clips.targets > 0  # (clips, words)
@@ -181,7 +181,7 @@ def word_figures(model: BeatsForAudioClassification, clips: LabelledClips, batch
 
 @torch.inference_mode()
 def perplexity(model: Qwen2ForCausalLM, texts: list[dict[str, list[int]]], collator: Any, batch_size: int) -> float:
-    """Exponential of the mean negative log-likelihood of all tokens but each text's first, which follows nothing."""
+    """Returns the perplexity of all tokens but each text's first, which nothing precedes."""
     total, count = 0.0, 0
     for batch in DataLoader(texts, batch_size, collate_fn=collator):
         tokens = int((batch["labels"][:, 1:] != -100).sum())
@@ -191,7 +191,7 @@ def perplexity(model: Qwen2ForCausalLM, texts: list[dict[str, list[int]]], colla
 
 
 def check_output(output: Path) -> None:
-    """Refuse to replace what are not earlier parts."""
+    """Refuse to replace anything but earlier parts."""
     if is_free(output):
         return
     configs = {part: output / part / "config.json" for part in MODEL_TYPES}
@@ -201,7 +201,7 @@ def check_output(output: Path) -> None:
 
 
 def report(part: str, model: PreTrainedModel, losses: list[float], tested: str, figures: dict[str, float]) -> None:
-    """Say what became of a part."""
+    """Print a part's size, losses and test figures."""
     size = f"{model.num_parameters() / 1e6:.2f} M parameters"
     typer.echo(f"{part}: {size}, loss {losses[0]:.4f} in the first epoch, {losses[-1]:.4f} in the last")
     typer.echo(f"{part}, {tested}: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))

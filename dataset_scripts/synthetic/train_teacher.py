@@ -4,9 +4,9 @@ Train a small CLAP teacher on any dataset of captioned clips, so that pseudo-lab
     python dataset_scripts/synthetic/train_teacher.py data/aac -o runs/teacher
     python dataset_scripts/label_with_clap.py data/aac --teacher runs/teacher -o data/clap_pseudo
 
-The folder holds a `transformers.ClapModel` and its `ClapProcessor`. The model has 0.9 M parameters and hears 16 kHz: a
-stand-in for trying the chain and for comparing methods on synthetic sounds, no match for a published CLAP. Of a clip
-that is longer than 10 s, training hears the beginning.
+The folder holds a `transformers.ClapModel` and its `ClapProcessor`. The model has 0.9 M parameters and hears 16 kHz. It
+is a stand-in for trying the chain and for comparing methods on synthetic sounds, and no match for a published CLAP.
+Training hears only the first 10 s of a clip.
 """
 
 import json
@@ -37,14 +37,14 @@ from modeling_xacle.data.pairs import load_pairs
 from modeling_xacle.judges.clap import ClapTeacher, clip_features, separation_auc
 from modeling_xacle.judges.embeddings import PairIndex
 
-# In the order of the ids that ClapTextConfig takes for granted.
+# In the order of the ids that ClapTextConfig assumes.
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>"]
 MAX_CAPTION_TOKENS = 128
 MAX_TEST_CLIPS = 1000
 
 
 def train_tokenizer(captions: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A lower-cased byte-level BPE tokenizer with RoBERTa's special tokens, learned from the captions."""
+    """Train a lower-casing byte-level BPE tokenizer with RoBERTa's special tokens on the captions."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -62,7 +62,7 @@ def train_tokenizer(captions: list[str], vocab_size: int) -> PreTrainedTokenizer
 
 
 def make_feature_extractor() -> ClapFeatureExtractor:
-    """Ten seconds at 16 kHz -> 1001 frames of 64 mel bins."""
+    """Make an extractor that turns ten seconds at 16 kHz into 1001 frames of 64 mel bins."""
     return ClapFeatureExtractor(
         feature_size=64,
         sampling_rate=16000,
@@ -78,9 +78,9 @@ def make_feature_extractor() -> ClapFeatureExtractor:
 
 def make_model(vocab_size: int) -> ClapModel:
     """
-    A small CLAP with random weights.
+    Make a small CLAP with random weights.
 
-    The audio encoder folds the spectrogram (64 bins x 1024 frames) into a square of 256 x 256, of which a patch of
+    The audio encoder folds the spectrogram (64 bins x 1024 frames) into a square of 256 x 256, in which each patch of
     8 x 8 is a token; each stage halves the sides and doubles the width, so `hidden_size` is the last stage's width.
     """
     audio_config = {
@@ -107,12 +107,12 @@ def make_model(vocab_size: int) -> ClapModel:
 
 
 def first_window(extractor: ClapFeatureExtractor, audio: Any) -> torch.Tensor:
-    """Features of the first window of a clip, of shape `(1, num_frames, num_mel_bins)`."""
+    """Returns the features of a clip's first window, of shape `(1, num_frames, num_mel_bins)`."""
     return clip_features(extractor, audio)[0][0]
 
 
 class CaptionedClips(Dataset):
-    """Rows of a split, as a model's inputs."""
+    """The rows of a split as a model's inputs."""
 
     def __init__(self, features: np.ndarray, tokens: list[list[int]], rows: np.ndarray):
         self.features, self.tokens, self.rows = features, tokens, rows
@@ -127,8 +127,8 @@ class CaptionedClips(Dataset):
 
 class Collator:
     """
-    Items -> `input_features` (B, 1, T, F), `input_ids` and `attention_mask` (B, L), and `matches` (B, B): which clips
-    of the batch go with which captions, because the clip or the caption is the same.
+    Turns items into `input_features` (B, 1, T, F), `input_ids` and `attention_mask` (B, L), and `matches` (B, B): which
+    clips of the batch match which captions, because the clip or the caption is the same.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast):
@@ -149,8 +149,8 @@ def contrastive_loss(
     logits_per_audio: torch.Tensor, logits_per_text: torch.Tensor, matches: torch.Tensor
 ) -> torch.Tensor:
     """
-    Mean of two cross entropies: of the captions given each clip, and of the clips given each caption. Where several
-    match, the target is spread over them.
+    Returns the mean of two cross entropies: of the captions given each clip, and of the clips given each caption. If
+    several match, the target is spread over them.
 
     `ClapModel(..., return_loss=True)` is no substitute: it transposes the clips' logits before the cross entropy, so
     that both of its terms choose a clip for a caption (transformers 5.23, `modeling_clap.py`).
@@ -169,7 +169,7 @@ def contrastive_loss(
 
 
 class ContrastiveTrainer(Trainer):
-    """A `Trainer` with the symmetric loss; each process contrasts the pairs of its own batch."""
+    """A `Trainer` with the symmetric loss; each process contrasts the pairs in its own batch."""
 
     loss_is_scaled_for_ga = False
 
@@ -180,10 +180,10 @@ class ContrastiveTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """The loss of a batch of shape `(batch_size, ...)` as [`Collator`] makes it."""
+        """Returns the loss of a batch of shape `(batch_size, ...)` from [`Collator`]."""
         matches = inputs.pop("matches")
         outputs = model(**inputs)
-        # Not the output's own logits: with several GPUs in one process, each has made those of its part of the batch.
+        # The output's own logits do not serve: with several GPUs in one process, each computes only its part's.
         cosines = outputs.audio_embeds @ outputs.text_embeds.T  # (B, D) @ (D, B) -> (B, B)
         scales = self.accelerator.unwrap_model(model)
         loss = contrastive_loss(cosines * scales.logit_scale_a.exp(), cosines.T * scales.logit_scale_t.exp(), matches)
@@ -192,8 +192,8 @@ class ContrastiveTrainer(Trainer):
 
 def retrieval_figures(teacher: ClapTeacher, index: PairIndex, split: str) -> dict[str, float]:
     """
-    How the teacher does on a split, or on the first clips of a large one: for each of their captions, is a clip that it
-    belongs to the best, or among the best ten, of all; and the AUC of matching against all other pairs.
+    Measure the teacher on a split, or on the first clips of a large one: how often a clip that a caption belongs to is
+    the best of all, or among the best ten, and the AUC of matching pairs against all others.
     """
     rows = index.rows[split]
     clips = np.unique(rows[:, 0])[:MAX_TEST_CLIPS]
@@ -216,7 +216,7 @@ def retrieval_figures(teacher: ClapTeacher, index: PairIndex, split: str) -> dic
 
 
 def check_output(output: Path) -> None:
-    """Refuse to replace what is not an earlier teacher."""
+    """Refuse to replace anything but an earlier teacher."""
     if is_free(output):
         return
     config = output / "config.json"

@@ -1,4 +1,4 @@
-"""What train_teacher.py and train_parts.py share: the clips of a split, their features in a file, and the training."""
+"""The code that train_teacher.py and train_parts.py share: read a split, store its features in a file, and train."""
 
 import sys
 from collections.abc import Callable
@@ -21,7 +21,7 @@ BF16_HELP = "Multiply matrices in bfloat16: faster on GPUs, and on CPUs that hav
 
 
 def read_split(splits: DatasetDict, name: str, source: str) -> PairIndex:
-    """The clips and captions of one split, checked."""
+    """Read and check the clips and captions of one split."""
     if name not in splits:
         raise ValueError(f"{source}: no split {name}; it has {', '.join(splits)}. Choose one with --split.")
     problems = check_rows(splits[name])
@@ -34,13 +34,13 @@ def store_features(
     features_of: Callable[[Any], torch.Tensor], index: PairIndex, file: Path, num_workers: int
 ) -> np.ndarray:
     """
-    The features of all clips, float16 of shape `(num_clips, ...)`, in a file that need not fit into memory: half
-    precision is fine enough for decibels.
+    Store the features of all clips, float16 of shape `(num_clips, ...)`, in a file that need not fit into memory: half
+    precision is enough for decibels.
 
     Args:
-        features_of (callable): Features of one clip, always of one shape; called in the loader's processes.
+        features_of (callable): Computes one clip's features, always of the same shape; runs in the loader's processes.
         index (`PairIndex`): The clips.
-        file (`Path`): To write, as `np.load` reads it.
+        file (`Path`): File to write, which `np.load` reads.
         num_workers (`int`): Processes that load clips.
 
     Raises:
@@ -70,7 +70,7 @@ def train(
     **settings: Any,
 ) -> list[float]:
     """
-    Train a model, with files of the run in a folder. There are no checkpoints: a run that was killed starts again.
+    Train a model, with the run's files in a folder. There are no checkpoints: a killed run starts from the beginning.
 
     Returns:
         The mean loss of each epoch.
@@ -84,12 +84,12 @@ def train(
         save_strategy="no",
         remove_unused_columns=False,
         dataloader_pin_memory=has_accelerator,
-        use_cpu=not has_accelerator,  # without which bf16 is refused on a CPU
+        use_cpu=not has_accelerator,  # else bf16 is refused on a CPU
         report_to="none",
         **settings,
     )
     trainer = trainer_class(model=model, args=arguments, train_dataset=dataset, data_collator=collator)
-    with redirect_stdout(sys.stderr), fast_forms(model):  # stderr is where the progress bar is
+    with redirect_stdout(sys.stderr), fast_forms(model):  # where the progress bar is
         trainer.train()
     model.eval()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

@@ -1,7 +1,7 @@
 """
 Kinds of sound that the synthetic corpus keeps for its splits of unseen kinds: no training split ever holds them.
 
-Functions are as in sounds.py.
+The functions are like those in sounds.py.
 """
 
 import numpy as np
@@ -122,8 +122,8 @@ def cough(rng: np.random.Generator, seconds: float, pitch: float, speed: float) 
 
 def resynthesise(waveform: np.ndarray, rng: np.random.Generator, window: int = 512, smoothing: int = 3) -> np.ndarray:
     """
-    A waveform of shape `(samples,)` as a poor vocoder gives it back: magnitudes of the short-time Fourier transform,
-    smoothed over neighbouring bands, under phases that are half chance.
+    Returns a waveform of shape `(samples,)` as a poor vocoder would: with the magnitudes of the short-time Fourier
+    transform smoothed over neighbouring bands, and half-random phases.
     """
     transform = signal.ShortTimeFFT(signal.windows.hann(window, sym=False), window // 4, SAMPLING_RATE)
     spectrum = transform.stft(waveform)  # (window / 2 + 1, frames)

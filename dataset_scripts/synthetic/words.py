@@ -1,8 +1,8 @@
 """
 The vocabulary of the synthetic corpus: how captions name kinds of sound, how often, in what manner and in what order.
 
-`WORDING` (words.yaml) is that of all splits but those of unseen words, which have `OTHER_WORDING` (other_words.yaml):
-other words for every kind, count and attribute, and other sentences.
+All splits use `WORDING` (words.yaml), except those of unseen words, which use `OTHER_WORDING` (other_words.yaml): other
+words for every kind, count and attribute, and other sentences.
 """
 
 from dataclasses import dataclass
@@ -37,9 +37,9 @@ class Wording:
         words (`dict`): By kind.
         adverbs (`dict`), adjectives (`dict`): By name and level of an attribute.
         times (`dict`): By count: "twice".
-        several_times (`tuple` of `str`): For a count that is not told.
+        several_times (`tuple` of `str`): For a count that is not given.
         numbers (`dict`): By count: "two".
-        several_numbers (`tuple` of `str`): For a count that is not told.
+        several_numbers (`tuple` of `str`): For a count that is not given.
         templates (`dict`): By relation, then by the number of events. They take clauses ("a dog barks") as {0c}, and
             participles ("a dog barking") or nouns ("two loud barks") as {0n}.
     """
@@ -55,17 +55,17 @@ class Wording:
 
 
 def as_tuples(value: Any) -> Any:
-    """Lists within lists as tuples within tuples."""
+    """Turns nested lists into nested tuples."""
     return tuple(map(as_tuples, value)) if isinstance(value, list) else value
 
 
 def by_level(attributes: dict[str, dict[int, list[str]]]) -> dict[tuple[str, int], tuple[str, ...]]:
-    """The words of each level of each attribute."""
+    """Returns the words of each level of each attribute."""
     return {(name, level): tuple(words) for name, levels in attributes.items() for level, words in levels.items()}
 
 
 def read_wording(file: str) -> Wording:
-    """The words of a YAML file beside this one."""
+    """Reads the words in a YAML file beside this one."""
     read = yaml.safe_load(Path(__file__).with_name(file).read_text(encoding="utf-8"))
     return Wording(
         words={

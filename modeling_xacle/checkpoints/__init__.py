@@ -1,4 +1,4 @@
-"""Where models come from: published checkpoints, pretrained parts, and what tells one from another."""
+"""Where models come from: published checkpoints and pretrained parts, their fingerprints and licences."""
 
 from .. import room
 

@@ -1,4 +1,4 @@
-"""An untrained alignment model from pretrained parts (`xacle init`): where stage 1 starts."""
+"""Builds an untrained alignment model from pretrained parts (`xacle init`), from which stage 1 starts."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -23,7 +23,7 @@ from .conversion import (
 
 logger = logging.get_logger(__name__)
 
-LONGEST_CAPTION = 256  # tokens, as the processor cuts them
+LONGEST_CAPTION = 256  # in tokens; the processor cuts longer ones
 TRIED_TOKENS = 16
 
 
@@ -31,16 +31,16 @@ def build_model(
     beats: str | Path, llm: str, seed: int = 0, **config_fields: Any
 ) -> tuple[XacleModel, PreTrainedTokenizerBase]:
     """
-    An untrained alignment model from pretrained parts. Projector and score head are random.
+    Build an untrained alignment model from pretrained parts. Projector and score head are random.
 
     Args:
-        beats (`str`): What [`load_beats`] takes.
+        beats (`str`): The encoder, as [`load_beats`] takes it.
         llm (`str`): Folder or Hub id of a causal language model.
-        seed (`int`): Of the random parts.
-        config_fields: Fields of [`XacleConfig`] other than their defaults.
+        seed (`int`): Seed of the random parts.
+        config_fields: Fields of [`XacleConfig`] that differ from their defaults.
 
     Raises:
-        ConversionError: Not a BEATs encoder, or a language model that some stage could not train; the reason is told.
+        ConversionError: It is no BEATs encoder, or a language model that some stage could not train; says why.
     """
     tower = load_beats(beats)
     if tower.classifier:
@@ -53,7 +53,7 @@ def build_model(
         causal, tokenizer, token_ids = load_language_model(llm)
         text_config, decoder, head = causal.config, causal.base_model, causal.get_output_embeddings()
         text_config._name_or_path = provenance(llm)
-        text_config.eos_token_id = tokenizer.eos_token_id  # a caption's end, in training, likelihood and generation
+        text_config.eos_token_id = tokenizer.eos_token_id  # ends a caption in training, likelihood and generation
         tower.config._name_or_path = provenance(str(beats))
         config_fields.setdefault("projector_intermediate_size", 4 * text_config.hidden_size)  # the published ratio
         is_tied = head.weight is decoder.get_input_embeddings().weight
@@ -75,11 +75,11 @@ def build_model(
 
 def load_language_model(llm: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, int]]:
     """
-    A causal language model in fp32 that knows the special tokens, its tokenizer, and the fields of [`XacleConfig`] with
-    the tokens' ids. New rows of the embedding, if any, are random.
+    Load a causal language model in fp32 and add the special tokens; returns it with its tokenizer and the fields of
+    [`XacleConfig`] that hold the tokens' ids. New rows of the embedding, if any, are random.
 
     Raises:
-        ConversionError: A model of another kind, or one that cannot be the alignment model's; the reason is told.
+        ConversionError: The model is of another kind, or the alignment model cannot use it; says why.
     """
     causal_config(llm)
     tokenizer = AutoTokenizer.from_pretrained(llm)
@@ -97,11 +97,11 @@ def load_language_model(llm: str) -> tuple[PreTrainedModel, PreTrainedTokenizerB
 @torch.no_grad()
 def check_language_model(causal: PreTrainedModel, llm: str) -> None:
     """
-    Try a causal language model on some tokens in the form in which [`XacleModel`] uses it: embeddings into its decoder,
-    whose states a linear layer turns into logits.
+    Try a causal language model on some tokens in the way that [`XacleModel`] uses it: embeddings go into its decoder,
+    and a linear layer turns the decoder's states into logits.
 
     Raises:
-        ConversionError: It is not the same model in this form.
+        ConversionError: Used like this, it does not compute what it should.
     """
     decoder, head = causal.base_model, causal.get_output_embeddings()
     wanted = type(AutoModel.from_config(causal.config)) if isinstance(head, nn.Linear) else None
@@ -123,7 +123,7 @@ def check_language_model(causal: PreTrainedModel, llm: str) -> None:
 
 
 def _agree(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Whether two tensors of the same shape are equal up to rounding."""
+    """Returns True if two tensors of the same shape are equal up to rounding."""
     return bool((found - expected).abs().max() <= 1e-3 * expected.abs().max())
 
 
@@ -135,7 +135,7 @@ def _refusal(llm: str, causal: PreTrainedModel, reason: str) -> ConversionError:
 
 def check_room(config: XacleConfig, llm: str) -> None:
     """
-    Whether the sound and the longest caption fit the language model.
+    Check that the sound and the longest caption fit into the language model.
 
     Raises:
         ConversionError: They do not.

@@ -1,4 +1,4 @@
-"""BEATs files -> folders that `from_pretrained` loads, and what conversions share. Every tensor is accounted for."""
+"""Converts BEATs files to folders that `from_pretrained` loads, with checks for all conversions: no tensor is lost."""
 
 import pickle
 import re
@@ -64,7 +64,7 @@ BEATS_CFG_FIELDS = {
     "num_buckets": "relative_position_num_buckets",
     "max_distance": "relative_position_max_distance",
 }
-# What BeatsModel takes for granted; true of every published BEATs file.
+# Settings that BeatsModel assumes; every published BEATs file has them.
 BEATS_CFG_REQUIRED = {"layer_norm_first": False, "relative_position_embedding": True, "gru_rel_pos": True}
 
 
@@ -75,10 +75,10 @@ class ConversionError(ValueError):
 @dataclass
 class BeatsCheckpoint:
     """
-    A BEATs file, in the names of [`BeatsModel`].
+    The content of a BEATs file, with the names of [`BeatsModel`].
 
     Args:
-        config (`BeatsConfig`): From the file's `cfg`.
+        config (`BeatsConfig`): The file's `cfg`.
         encoder (`dict[str, torch.Tensor]`): Weights of [`BeatsModel`].
         classifier (`dict[str, torch.Tensor]`): `weight` of shape `(num_labels, hidden_size)` and `bias`, or nothing.
     """
@@ -114,10 +114,10 @@ def load_pickle_safely(path: str | Path) -> dict[str, Any]:
 
 def check_state_dict(state: Any, source: str | Path) -> StateDict:
     """
-    The state dict, if it is one: names and dense, finite floating point tensors.
+    Check that this is a state dict, names with dense, finite floating point tensors, and return it.
 
     Raises:
-        ConversionError: Lists the entries that are something else.
+        ConversionError: It is not; lists the entries that are something else.
     """
     if not isinstance(state, dict) or not state:
         found = "an empty one" if state == {} else f"a {type(state).__name__}"
@@ -135,10 +135,10 @@ def _is_weight(value: Any) -> bool:
 
 def rename_keys(state: StateDict, rules: list[tuple[str, str]]) -> StateDict:
     """
-    The same tensors under new names: every rule is applied to every key, in order.
+    Rename the tensors of a state dict: every rule is applied to every key, in order.
 
     Raises:
-        ConversionError: Two keys have the same new name, so that one tensor would be lost.
+        ConversionError: Two keys get the same new name, so that one tensor would be lost.
     """
     renamed: StateDict = {}
     origins: dict[str, str] = {}
@@ -154,10 +154,10 @@ def rename_keys(state: StateDict, rules: list[tuple[str, str]]) -> StateDict:
 
 def load_exactly(model: nn.Module, state: StateDict, source: str) -> None:
     """
-    Load weights of which none is missing, left over or of another shape; those that are tied to others come with them.
+    Load weights, of which none may be missing, left over or of another shape; tied ones are set by their partners.
 
     Raises:
-        ConversionError: Lists every key that does not fit.
+        ConversionError: Some keys do not fit; lists all of them.
     """
     tied = getattr(model, "all_tied_weights_keys", {}).keys()
     expected = {key: tuple(tensor.shape) for key, tensor in model.state_dict().items() if key not in tied}
@@ -172,15 +172,15 @@ def load_exactly(model: nn.Module, state: StateDict, source: str) -> None:
     if problems:
         listing = "\n  ".join(sorted(problems))
         raise ConversionError(f"{source} does not fit the {type(model).__name__} of its configuration:\n  {listing}")
-    model.load_state_dict(state, strict=False)  # all but the tied ones are there
+    model.load_state_dict(state, strict=False)  # not strict, as tied ones are missing
 
 
 def beats_config_from_cfg(cfg: dict[str, Any]) -> BeatsConfig:
     """
-    Configuration of a BEATs file.
+    Returns the configuration of a BEATs file.
 
     Raises:
-        ConversionError: The file is of a kind that [`BeatsModel`] does not build.
+        ConversionError: [`BeatsModel`] cannot build a model of this kind.
     """
     if not isinstance(cfg, dict):
         raise ConversionError(f"BEATs cfg is a {type(cfg).__name__}, not a dict.")
@@ -202,7 +202,7 @@ def beats_config_from_cfg(cfg: dict[str, Any]) -> BeatsConfig:
 def fold_weight_norm(state: StateDict, prefix: str) -> None:
     """
     Replace, in place, `weight_g` of shape `(1, 1, K)` and `weight_v` of shape `(D, D / groups, K)` by the `weight` they
-    stand for. What does not have this form stays, and is found to be unexpected when loading.
+    stand for. Anything of another form stays, and loading reports it as unexpected.
     """
     magnitude, direction = state.get(f"{prefix}weight_g"), state.get(f"{prefix}weight_v")
     if magnitude is None or direction is None or direction.dim() != 3 or f"{prefix}weight" in state:
@@ -214,10 +214,10 @@ def fold_weight_norm(state: StateDict, prefix: str) -> None:
 
 def convert_beats_keys(state: StateDict) -> StateDict:
     """
-    BEATs weights in the names of [`BeatsModel`]: weight norm folded, the position bias kept once.
+    Give BEATs weights the names of [`BeatsModel`], with weight norm folded and the position bias kept once.
 
     Raises:
-        ConversionError: Layers disagree on the position bias, which they share.
+        ConversionError: Layers differ in the position bias, which they share.
     """
     state = rename_keys(state, BEATS_RULES)
     fold_weight_norm(state, "conv_position.conv.")
@@ -232,7 +232,7 @@ def convert_beats_keys(state: StateDict) -> StateDict:
 
 
 def pop_classifier(state: StateDict) -> StateDict:
-    """Take the class predictor, if there is one, out of the weights of [`convert_beats_keys`]: `weight` and `bias`."""
+    """Take the class predictor's `weight` and `bias`, if any, out of the output of [`convert_beats_keys`]."""
     return {key.removeprefix("classifier."): state.pop(key) for key in list(state) if key.startswith("classifier.")}
 
 
@@ -241,7 +241,7 @@ def read_beats(path: str | Path) -> BeatsCheckpoint:
     Read a BEATs `.pt` file, self-supervised or fine-tuned.
 
     Raises:
-        ConversionError: Not a BEATs file.
+        ConversionError: It is not a BEATs file.
     """
     content = load_pickle_safely(path)
     if not {"cfg", "model"} <= content.keys():
@@ -261,10 +261,10 @@ def read_beats(path: str | Path) -> BeatsCheckpoint:
 
 def load_beats(source: str | Path) -> BeatsCheckpoint:
     """
-    A BEATs encoder from a `.pt` file, or from the folder or Hub id of a converted one.
+    Load a BEATs encoder from a `.pt` file, or from the folder or Hub id of a converted one.
 
     Raises:
-        ConversionError: Not BEATs.
+        ConversionError: It is not BEATs.
     """
     if Path(source).is_file() or Path(source).suffix == ".pt":
         return read_beats(source)
@@ -298,13 +298,13 @@ def convert_beats(path: str | Path, output: str | Path) -> BeatsModel | BeatsFor
 
 
 def provenance(name: str) -> str:
-    """What config.json tells of where a part came from: a Hub id, but of a local folder its name alone."""
+    """Returns what config.json says about a part's origin: a Hub id, or only the last name of a local path."""
     return Path(name).name if Path(name).exists() else name
 
 
 def causal_config(llm: str) -> PreTrainedConfig:
     """
-    Configuration of a causal language model, folder or Hub id.
+    Load the configuration of a causal language model, from a folder or Hub id.
 
     Raises:
         ConversionError: It is a model of another kind.
@@ -337,7 +337,7 @@ def add_special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
 
 
 def save_model(output: str | Path, model: XacleModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Save an alignment model with the processor that its configuration asks for as one complete folder."""
+    """Save an alignment model, with the processor that its configuration needs, in one complete folder."""
     config = model.config
     extractor = XacleFeatureExtractor(feature_size=config.audio_config.num_mel_bins)
     processor = XacleProcessor(
@@ -347,7 +347,7 @@ def save_model(output: str | Path, model: XacleModel, tokenizer: PreTrainedToken
 
 
 def save_folder(output: str | Path, model: PreTrainedModel, processor: Any) -> None:
-    """Save a model and what prepares its inputs in one new folder."""
+    """Save a model and its processor in one new folder."""
     output = Path(output)
     if not is_free(output):
         raise ConversionError(f"{output} already exists and is not an empty folder: remove it or choose another.")

@@ -1,4 +1,4 @@
-"""Checkpoints of the published system (arXiv 2602.00604) -> folders that `from_pretrained` loads."""
+"""Converts checkpoints of the published system (arXiv 2602.00604) to folders that `from_pretrained` loads."""
 
 import json
 from pathlib import Path
@@ -60,7 +60,7 @@ def read_tmu(source: str | Path, revision: str | None = None) -> tuple[StateDict
     `config.json`, or a file with a bare state dict, `{"model_state_dict": ...}` or Lightning's `{"state_dict": ...}`.
 
     Returns:
-        The weights under the names of the published `model.pt`, and what [`read_tmu_settings`] gives.
+        The weights under the names of the published `model.pt`, and the settings from [`read_tmu_settings`].
     """
     path = Path(source)
     settings_file = path.with_name("config.json")
@@ -82,11 +82,11 @@ def read_tmu(source: str | Path, revision: str | None = None) -> tuple[StateDict
 
 def read_tmu_settings(file: Path) -> dict[str, Any]:
     """
-    What the `config.json` beside a published checkpoint tells, which is nothing if there is none. A language model that
-    it names as a folder beside it is given by that folder's path.
+    Read the `config.json` beside a published checkpoint; returns no settings if there is none. If it names a folder
+    beside it as the language model, the result has that folder's path.
 
     Raises:
-        ConversionError: The file is broken, or a number in it is none.
+        ConversionError: The file is broken, or a setting has an impossible value.
     """
     if not file.is_file():
         return {}
@@ -110,8 +110,8 @@ def read_tmu_settings(file: Path) -> dict[str, Any]:
 
 def choose_settings(settings: dict[str, Any], audio_tokens: int | None, training_stage: int | None) -> dict[str, int]:
     """
-    The fields of [`XacleConfig`] that no weight tells: what an option or config.json says, or else the published value,
-    with a warning.
+    Choose the fields of [`XacleConfig`] that weights do not show: from an option or config.json, or else the published
+    value, with a warning.
 
     Raises:
         ConversionError: An option and config.json say different things.
@@ -149,19 +149,19 @@ def convert_tmu(
     left out: scores do not depend on it.
 
     Args:
-        source (`str`): What [`read_tmu`] reads.
+        source (`str`): The checkpoint, as [`read_tmu`] takes it.
         output (`str`): Folder to write.
-        llm (`str`, *optional*): Folder or Hub id of the language model, for its config and tokenizer; by default what
-            the source's config.json names.
-        beats (`str`, *optional*): What [`load_beats`] takes, for its settings; by default those of the published
-            BEATs iter3+ AS2M.
+        llm (`str`, *optional*): Folder or Hub id of the language model, for its config and tokenizer; by default the
+            one that the source's config.json names.
+        beats (`str`, *optional*): The encoder, as [`load_beats`] takes it, for its settings; by default those of the
+            published BEATs iter3+ AS2M.
         revision (`str`, *optional*): Revision of a Hub id in `source`.
-        audio_tokens (`int`, *optional*): Tokens an audio clip takes, where config.json does not tell; by default 100.
-        training_stage (`int`, *optional*): Last stage completed, where config.json does not tell; by default 3.
+        audio_tokens (`int`, *optional*): Tokens an audio clip takes, if config.json does not say; by default 100.
+        training_stage (`int`, *optional*): Last stage completed, if config.json does not say; by default 3.
 
     Raises:
-        ConversionError: Tensors missing, unexpected or of another shape; a tokenizer that does not fit the embedding;
-            an argument that contradicts config.json.
+        ConversionError: Tensors are missing, unexpected or of another shape; the tokenizer does not fit the embedding;
+            or an argument contradicts config.json.
     """
     state, settings = read_tmu(source, revision)
     llm = llm or settings.get("llm_model_name")
@@ -188,10 +188,10 @@ def convert_tmu(
 
 def convert_tower(state: StateDict, source: str | Path) -> bool:
     """
-    Give the encoder's weights, in place, the names of [`BeatsModel`], and leave out a class predictor.
+    Rename the encoder's weights, in place, to those of [`BeatsModel`], and remove a class predictor.
 
     Returns:
-        Whether there was one.
+        True if there was one.
     """
     tower = {key.removeprefix("audio_tower."): state.pop(key) for key in list(state) if key.startswith("audio_tower.")}
     tower = convert_beats_keys(tower)
@@ -203,7 +203,7 @@ def convert_tower(state: StateDict, source: str | Path) -> bool:
 
 
 def tmu_audio_config(beats: str | Path | None, is_finetuned: bool) -> BeatsConfig:
-    """Settings and source of the published system's encoder, or of the one that is named."""
+    """Returns settings and source of the given encoder, or else of the published system's."""
     config = load_beats(beats).config if beats else BeatsConfig()
     published = PUBLISHED_BEATS_FINETUNED if is_finetuned else PUBLISHED_BEATS
     config._name_or_path = provenance(str(beats or published))
@@ -211,7 +211,7 @@ def tmu_audio_config(beats: str | Path | None, is_finetuned: bool) -> BeatsConfi
 
 
 def tmu_text_config(llm: str, end_token_id: int | None, vocab_size: int) -> PreTrainedConfig:
-    """Settings and source of the language model, with the added tokens and the tokenizer's end of a caption."""
+    """Returns settings and source of the language model, with the added tokens and the tokenizer's end token."""
     config = causal_config(llm)
     config.update({"vocab_size": vocab_size, "eos_token_id": end_token_id, "dtype": torch.float32})
     config._name_or_path = provenance(llm)
@@ -220,8 +220,7 @@ def tmu_text_config(llm: str, end_token_id: int | None, vocab_size: int) -> PreT
 
 def append_audio_row(state: StateDict, token_ids: dict[str, int], llm: str) -> None:
     """
-    Give the embedding of the published checkpoint, in place, a row for `[AUDIO]`, the mean of the others; it is never
-    used.
+    Add a row for `[AUDIO]` to the published checkpoint's embedding, in place: the mean of the others. It is never used.
     """
     key = "language_model.embed_tokens.weight"
     rows = state[key].shape[0] if key in state and state[key].dim() == 2 else None
@@ -235,8 +234,7 @@ def append_audio_row(state: StateDict, token_ids: dict[str, int], llm: str) -> N
 
 def tmu_head_sizes(state: StateDict) -> dict[str, int]:
     """
-    Widths of projector and score head, as fields of [`XacleConfig`]; tensors that are missing are found out when
-    loading.
+    Returns the widths of projector and score head, as fields of [`XacleConfig`]; loading reports missing tensors.
     """
     rows = {key: len(state[key]) for key in state if state[key].dim() == 2}
     sizes = {

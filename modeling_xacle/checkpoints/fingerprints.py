@@ -1,4 +1,4 @@
-"""What a result depends on, as digests: a model, its processor, the audio front end, the rows of a dataset."""
+"""Digests of what a result depends on: a model, its processor, the audio front end, the rows of a dataset."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 from ..data.files import file_digest
 from ..feature_extraction_xacle import FRONT_END_VERSION, audio_engine
 
-# Settings that say where a part came from, what code wrote it or what it was trained for, not what it computes.
+# Settings that say where a part comes from, what code wrote it or what it was trained for, but not what it computes.
 BOOKKEEPING = {
     "_name_or_path",
     "architectures",
@@ -31,12 +31,12 @@ ROWS_AT_A_TIME = 100  # some 30 MB of embedded sounds
 
 
 def digest_of(content: Any) -> str:
-    """SHA-256 of what JSON can hold, in hexadecimal digits; the order of keys does not count."""
+    """Returns the SHA-256 of JSON content, in hexadecimal digits; the order of keys does not matter."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def without_bookkeeping(settings: Any) -> Any:
-    """Settings that change what is computed, at any depth."""
+    """Returns only the settings that change what is computed, at any depth."""
     if isinstance(settings, Mapping):
         return {name: without_bookkeeping(value) for name, value in settings.items() if name not in BOOKKEEPING}
     return settings
@@ -44,8 +44,8 @@ def without_bookkeeping(settings: Any) -> Any:
 
 def hash_weights(digest: Any, module: torch.nn.Module) -> None:
     """
-    Feed all weights and buffers of a module to a digest of `hashlib`: their names, types, shapes and numbers; of tied
-    ones the first.
+    Feed all weights and buffers of a module to a digest of `hashlib`: their names, types, shapes and numbers. Tied
+    weights count once.
     """
     tied = getattr(module, "all_tied_weights_keys", {})
     for name, tensor in sorted((name, tensor) for name, tensor in module.state_dict().items() if name not in tied):
@@ -54,17 +54,17 @@ def hash_weights(digest: Any, module: torch.nn.Module) -> None:
 
 
 def weights_fingerprint(module: torch.nn.Module) -> str:
-    """SHA-256 of all weights and buffers of a module."""
+    """Returns the SHA-256 of all weights and buffers of a module."""
     digest = hashlib.sha256()
     hash_weights(digest, module)
     return digest.hexdigest()
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 of what a tokenizer makes of text: its vocabulary and rules, and the token that ends a text."""
+    """Returns the SHA-256 of what decides a text's tokens: vocabulary, rules and the token that ends a text."""
     if hasattr(tokenizer, "backend_tokenizer"):
         rules = json.loads(tokenizer.backend_tokenizer.to_str())
-        content = {name: value for name, value in rules.items() if name not in ("padding", "truncation")}  # of a call
+        content = {name: value for name, value in rules.items() if name not in ("padding", "truncation")}  # per call
     else:
         with TemporaryDirectory() as folder:
             files = [Path(file) for file in tokenizer.save_vocabulary(folder)]
@@ -74,26 +74,26 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def processor_settings(processor: ProcessorMixin) -> dict[str, Any]:
-    """What a processor makes of sound and text, as JSON has it: its own settings, `feature_extractor`, `tokenizer`."""
+    """Returns a processor's settings, as JSON has them: its own, `feature_extractor` and the digest of `tokenizer`."""
     settings = without_bookkeeping(processor.to_dict())
     return {**settings, "tokenizer": f"sha256 {tokenizer_fingerprint(processor.tokenizer)}"}
 
 
 def front_end_code() -> dict[str, Any]:
-    """Which code and which library turn a sound into a spectrogram: the part that no setting tells."""
+    """Says which code and library turn a sound into a spectrogram, which no setting does."""
     return {"front_end_version": FRONT_END_VERSION, "audio_engine": audio_engine()}
 
 
 def model_fingerprint(model: PreTrainedModel, processor: ProcessorMixin) -> str:
-    """SHA-256 of a model's weights and configuration and of its processor: of what they compute, wherever they lie."""
+    """Returns the SHA-256 of a model's weights, configuration and processor, wherever they are stored."""
     config = without_bookkeeping(model.config.to_dict())
     return digest_of([weights_fingerprint(model), config, processor_settings(processor)])
 
 
 def audio_key(audio: Mapping[str, Any]) -> str:
     """
-    What tells a sound from every other, and from its own earlier version: the digest of embedded bytes; or path, size
-    and time of change of a file.
+    Returns a key that differs for every sound, and for every version of it: the digest of embedded bytes, or a file's
+    path, size and time of change.
     """
     if audio["bytes"] is not None:
         return "sha256 " + hashlib.sha256(audio["bytes"]).hexdigest()
@@ -107,8 +107,8 @@ def audio_key(audio: Mapping[str, Any]) -> str:
 
 def split_fingerprint(rows: Dataset) -> dict[str, str]:
     """
-    Digests of a split: `rows`, of every column but the sound; `sounds`, of the [`audio_key`] of each row. Files are not
-    read, so that a corpus takes seconds: their path, size and time of change stand for them.
+    Returns two digests of a split: `rows`, of every column but the sound, and `sounds`, of each row's [`audio_key`].
+    Files are not read, so that a corpus takes seconds: their path, size and time of change stand for them.
     """
     values, sounds, table = hashlib.sha256(), hashlib.sha256(), rows.with_format("arrow")
     names = sorted(set(rows.column_names) - {"audio"})

@@ -1,4 +1,4 @@
-"""Where a model's parts come from and what they may be used for, as far as its config and its card tell."""
+"""Where a model's parts come from and under which licence, as far as its config and its card say."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ UNKNOWN = "unknown"
 UNNAMED = "a dataset without a name"
 TMU_SOURCE, TMU_LICENCE = "Atotti/xacle-tmu-2026", "cc-by-nc-4.0"
 TMU_TEMPLATE = Path(__file__).parent / "templates/tmu_card.md.jinja"
-# What a source's name begins with, without its folder and in lower case -> its licence, by the Hub's name for it.
+# Start of a source's name, without its folder and in lower case -> its licence, under the Hub's name.
 LICENCES = {
     r"beats_iter\d": "mit",
     r"xacle-tmu-2026": TMU_LICENCE,
@@ -26,13 +26,13 @@ LICENCES = {
 
 
 def licence_of(source: str) -> str:
-    """The licence of a source that is known by its name; `unknown` of any other."""
+    """Returns the licence of a source known by its name, otherwise `unknown`."""
     name = source.rsplit("/", 1)[-1].lower()
     return next((licence for pattern, licence in LICENCES.items() if re.match(pattern, name)), UNKNOWN)
 
 
 def made_from(config: XacleConfig) -> list[dict[str, str]]:
-    """The pretrained parts that a model was first built from: `part`, `source` and `licence`, or `unknown`."""
+    """Lists the pretrained parts that a model was built from: `part`, `source` and `licence`, or `unknown`."""
     found = []
     for part, settings in (("audio encoder", config.audio_config), ("language model", config.text_config)):
         source = settings._name_or_path or UNKNOWN
@@ -41,13 +41,13 @@ def made_from(config: XacleConfig) -> list[dict[str, str]]:
 
 
 def commit_of(model: str | Path, revision: str | None = None) -> str | None:
-    """The commit, 40 hex digits, that a revision of a model on the Hub is loaded from; `None` for a folder."""
+    """Returns the commit, 40 hex digits, that a model's revision on the Hub is loaded from; `None` for a folder."""
     return extract_commit_hash(cached_file(str(model), "config.json", revision=revision), None)
 
 
 def read_card(model: str | Path, revision: str | None = None) -> ModelCardData | None:
     """
-    Metadata of a model's card; `None` without a card.
+    Returns the metadata of a model's card; `None` if there is no card.
 
     Args:
         model (`str` or `Path`): Folder or Hub id.
@@ -65,8 +65,8 @@ def read_card(model: str | Path, revision: str | None = None) -> ModelCardData |
 
 def dataset_name(name_or_path: str | Path) -> str:
     """
-    What a dataset calls itself: `pretty_name` in its card's metadata, or else the card's title; of one on the Hub its
-    id. The name of a folder says nothing of what is in it.
+    Returns a dataset's name: `pretty_name` in its card's metadata, or else the card's title; on the Hub, its id. A
+    folder's name does not count, as it says nothing about the content.
     """
     folder = Path(name_or_path)
     if not folder.exists():
@@ -79,7 +79,7 @@ def dataset_name(name_or_path: str | Path) -> str:
 
 
 def write_tmu_card(folder: Path, source: str | Path) -> None:
-    """Write the card of a converted checkpoint of the published system, whose licence binds it."""
+    """Write the card of a converted checkpoint of the published system, whose licence applies to it."""
     metadata = ModelCardData(
         language="en",
         license=TMU_LICENCE,

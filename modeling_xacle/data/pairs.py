@@ -1,4 +1,4 @@
-"""Datasets of sound-caption pairs: making, checking, saving and loading them."""
+"""Makes, checks, saves and loads datasets of sound-caption pairs."""
 
 import hashlib
 import math
@@ -25,11 +25,11 @@ from ..feature_extraction_xacle import load_waveform
 from .columns import FEATURES, LABEL_RANGE, REQUIRED_COLUMNS, SCORE_RANGE, STORAGE, clean_caption
 from .files import CARD, MANIFEST, check_replaceable, file_digest, read_metadata, whole_folder
 
-# The Hub's names for numbers of rows below a limit.
+# The Hub's name for datasets with fewer rows than each limit.
 SIZE_CATEGORIES = [(1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (1e7, "1M<n<10M")]
 SPLIT_NAME = re.compile(r"\w+(\.\w+)*")
 ROWS_PER_WRITE = 10_000
-# Ten-second clips: some 30 to 200 MB in memory at a time.
+# With ten-second clips, this is some 30 to 200 MB in memory at a time.
 EMBEDDED_ROWS_PER_WRITE = 100
 
 # The loader reads one second more than it keeps.
@@ -38,12 +38,12 @@ PROBE_SECONDS = 0.01
 
 def make_dataset(rows: Iterable[Mapping[str, Any]]) -> Dataset:
     """
-    A table of pairs in the schema `FEATURES`.
+    Make a table of pairs in the schema `FEATURES`.
 
     Args:
         rows (iterable of mappings): Plain Python values under the schema's names. `id`, `audio` and `text` are needed;
-            `audio` is an absolute path, or a dict with `bytes` and `path`. A column of which no row has a value is left
-            out of the table.
+            `audio` is an absolute path, or a dict with `bytes` and `path`. A column without any value is left out of
+            the table.
 
     Raises:
         ValueError: A needed value is missing, a column is unknown, or a path is relative; the row is named.
@@ -83,11 +83,11 @@ def _audio_struct(audio: Any) -> dict[str, Any]:
 
 def check_rows(dataset: Dataset, check_files: bool = True) -> list[str]:
     """
-    Problems of a table of pairs, each in words with the id of its row; an empty list if it is sound.
+    Lists the problems of a table of pairs, each in words with its row's id; an empty list if there are none.
 
     Args:
         dataset (`Dataset`): Pairs in the schema.
-        check_files (`bool`): Also look whether each sound that is not embedded exists on disk.
+        check_files (`bool`): Also check that each sound that is not embedded exists on disk.
     """
     rows = dataset.remove_columns("audio")
     ids = rows["id"][:]
@@ -119,7 +119,7 @@ def _range_problems(name: str, value: float | None, limits: tuple[float, float])
 
 
 def _missing_files(ids: list[str], dataset: Dataset) -> list[str]:
-    """Sounds that are neither embedded nor on disk; each file is looked up once, and no bytes are copied."""
+    """Lists sounds that are neither embedded nor on disk; looks each file up once, and copies no bytes."""
     table = dataset.select_columns("audio").with_format("arrow")
     problems, exists = [], cache(os.path.isfile)
     for start in range(0, len(dataset), ROWS_PER_WRITE):
@@ -134,8 +134,8 @@ def _missing_files(ids: list[str], dataset: Dataset) -> list[str]:
 
 def unusable_audio(paths: Iterable[str | Path]) -> dict[str, str]:
     """
-    The sounds that [`load_waveform`] refuses, and why: missing, empty, truncated, or not audio. Each file is opened
-    once, and its first second decoded.
+    Returns the sounds that [`load_waveform`] refuses, and why: missing, empty, truncated, or not audio. Opens each file
+    once and decodes its first second.
     """
     unique = list(dict.fromkeys(map(str, paths)))
     with ThreadPoolExecutor() as pool:
@@ -160,21 +160,21 @@ def save_dataset(
     licence: str | None = None,
 ) -> None:
     """
-    Write a dataset folder that `load_pairs` and `datasets.load_dataset` read: `<split>.parquet` and README.md. It
-    appears whole or not at all, and replaces an earlier dataset at the same place.
+    Write a dataset folder that `load_pairs` and `datasets.load_dataset` read: `<split>.parquet` and README.md. It is
+    never left half written, and replaces an earlier dataset in the same place.
 
     Args:
         splits (mapping of names to `Dataset`): Pairs in the schema. A column that only some splits have is empty in the
-            others' files.
+            other splits' files.
         output (`str` or `Path`): The folder.
-        embed_audio (`bool`): Put the bytes of each sound into the table, for each of its rows, instead of its path
-            only.
+        embed_audio (`bool`): Put each sound's bytes, not only its path, into the table, once for each of its
+            rows.
         card (`str`, *optional*): Markdown text of README.md, without metadata. Its title is the dataset's name.
-        attachments (mapping of file names to contents, *optional*): Further files of the folder, a report or an image.
-        licence (`str`, *optional*): The Hub's name for it, such as `"mit"`; `"other"` where the card tells the terms.
+        attachments (mapping of file names to contents, *optional*): More files for the folder, such as a report.
+        licence (`str`, *optional*): Its name on the Hub, such as `"mit"`; `"other"` if the card states the terms.
 
     Raises:
-        ValueError: There is something else at `output`; a split's name or a column is not in the schema.
+        ValueError: `output` holds something else; a split's name is invalid, or a column is not in the schema.
         FileNotFoundError: A sound to embed is missing.
     """
     output = Path(output).absolute()
@@ -189,7 +189,7 @@ def save_dataset(
 
 
 def _all_columns(splits: Mapping[str, Dataset]) -> list[str]:
-    """Columns that any split has, in the schema's order."""
+    """Returns the columns that any split has, in the schema's order."""
     if not splits:
         raise ValueError("There is no split to save.")
     for split, dataset in splits.items():
@@ -205,7 +205,7 @@ def _all_columns(splits: Mapping[str, Dataset]) -> list[str]:
 
 
 def _write_parquet(dataset: Dataset, columns: list[str], path: Path, embed_audio: bool) -> None:
-    """One file of a split, in row groups small enough to hold in memory."""
+    """Write a split to one file, in row groups that fit into memory."""
     schema = Features({name: FEATURES[name] for name in columns}).arrow_schema
     dataset = dataset.with_format("arrow")
     rows = EMBEDDED_ROWS_PER_WRITE if embed_audio else ROWS_PER_WRITE
@@ -221,13 +221,13 @@ def _write_parquet(dataset: Dataset, columns: list[str], path: Path, embed_audio
 
 
 def _write_card(path: Path, text: str, splits: Mapping[str, Dataset], licence: str | None) -> None:
-    """README.md with the metadata by which the Hub, and the next run, know the folder's files."""
+    """Write README.md, with the metadata that tells the Hub, and the next run, about the folder's files."""
     checksums = {entry.name: file_digest(entry) for entry in sorted(path.parent.iterdir())}
     path.write_text(text, encoding="utf-8")
     config = {
         "config_name": "default",
         "data_files": [{"split": split, "path": f"{split}.parquet"} for split in splits],
-        # `load_dataset` caches by this metadata: without the content in it, a remade dataset would load as it was.
+        # `load_dataset` caches by this metadata: without this digest, a remade dataset would load as it was before.
         "description": "sha256 " + hashlib.sha256(repr(checksums).encode()).hexdigest(),
     }
     size = sum(map(len, splits.values()))
@@ -243,7 +243,7 @@ def _write_card(path: Path, text: str, splits: Mapping[str, Dataset], licence: s
 
 
 def dataset_licence(name_or_path: str | Path) -> str | None:
-    """The licence that the card of a dataset folder tells; `None` of one that tells none, or is not a folder."""
+    """Returns the licence in a dataset folder's card; `None` if the card has none, or if it is not a folder."""
     card = Path(name_or_path, CARD)
     return read_metadata(card).get("license")
 
@@ -254,10 +254,10 @@ def load_pairs(name_or_path: str | Path, split: str | None = None) -> DatasetDic
 
     Args:
         name_or_path (`str` or `Path`): A folder that a script of `dataset_scripts/` wrote, or a dataset id on the Hub.
-        split (`str`, *optional*): The one split to give; by default a `DatasetDict` of all.
+        split (`str`, *optional*): The one split to return; by default a `DatasetDict` of all.
 
     Returns:
-        Splits with the columns of which they have values, typed as in `FEATURES`; further columns stay as they are.
+        Splits with the columns that have values, typed as in `FEATURES`; further columns stay as they are.
 
     Raises:
         FileNotFoundError: There is neither such a folder nor such a dataset on the Hub.
@@ -273,7 +273,7 @@ def load_pairs(name_or_path: str | Path, split: str | None = None) -> DatasetDic
     except (DatasetGenerationError, pa.ArrowInvalid) as error:
         reason = error.__cause__ or error
         raise ValueError(f"{name_or_path}: a file is broken, or the splits' columns differ ({reason}).") from error
-    except (ValueError, StopIteration, yaml.YAMLError) as error:  # a JSON lines file without a line; a broken card
+    except (ValueError, StopIteration, yaml.YAMLError) as error:  # an empty JSON lines file, or a broken card
         reason = str(error) or "a file has no rows"
         raise ValueError(f"{name_or_path}: cannot be read, a split may be empty ({reason}).") from error
     if split is None:
@@ -284,7 +284,7 @@ def load_pairs(name_or_path: str | Path, split: str | None = None) -> DatasetDic
 
 
 def _in_schema(dataset: Dataset, name: str | Path) -> Dataset:
-    """The dataset with the schema's types, without columns that are empty in this split."""
+    """Returns the dataset with the schema's types, without columns that are empty in this split."""
     _check_columns(dataset, name)
     for column in [column for column in FEATURES if column in dataset.column_names]:
         if dataset.data.column(column).null_count == len(dataset) and column not in REQUIRED_COLUMNS:

@@ -1,4 +1,4 @@
-"""Judges beside our own model."""
+"""Judges other than our own model."""
 
 from .. import room
 

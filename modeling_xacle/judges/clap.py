@@ -1,4 +1,4 @@
-"""CLAP models as judges: clips and captions -> unit vectors of one space, the same in every run."""
+"""CLAP models as judges: they map clips and captions to unit vectors in one space, the same in every run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +16,8 @@ from ..pipeline_xacle import window_spans
 
 logger = logging.get_logger(__name__)
 
-# A last window shorter than this part of a whole one has no weight in the mean that is worth a pass of the encoder.
-# Clips of "10 seconds" are often a few milliseconds longer.
+# A last window shorter than this share of a whole one weighs too little in the mean to be worth a pass of the encoder:
+# clips of "10 seconds" are often a few milliseconds longer.
 SMALLEST_WINDOW = 0.01
 PAIRS_PER_CHUNK = 65536
 
@@ -26,17 +26,17 @@ def clip_features(
     extractor: ClapFeatureExtractor, audio: Any, sampling_rate: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Log-mel features of the whole of a clip, in windows of at most `extractor.max_length_s`, back to back. The extractor
-    itself would crop a longer clip at random; a window that is not full it repeats and pads as for training.
+    Computes log-mel features of a whole clip, in windows of at most `extractor.max_length_s`, back to back. By itself,
+    the extractor would crop a longer clip at random. It repeats and pads a window that is not full, as in training.
 
     Args:
-        extractor (`ClapFeatureExtractor`): Of the model that will see the features.
+        extractor (`ClapFeatureExtractor`): The extractor of the model that will see the features.
         audio: Whatever [`load_waveform`] takes; it is resampled to the extractor's rate.
         sampling_rate (`int`, *optional*): Rate in Hz of bare samples.
 
     Returns:
         `input_features`, float32 of shape `(num_windows, num_channels, num_frames, num_mel_bins)`, in dB; and `weights`
-        of shape `(num_windows,)`: each window's part of the clip's length.
+        of shape `(num_windows,)`: each window's share of the clip's length.
 
     Raises:
         FileNotFoundError, ValueError, TypeError: As [`load_waveform`].
@@ -55,12 +55,12 @@ class ClapTeacher:
     """
     A CLAP model with its processor: embeds clips and captions; the cosine of two embeddings says how well they match.
 
-    Nothing is random: long clips are cut into fixed windows whose embeddings are averaged, weighted by their lengths,
-    and no window counts as "longer", which the library's extractor tells models with feature fusion of one clip of
-    each batch, drawn by lot.
+    Nothing is random: long clips are cut into fixed windows whose embeddings are averaged, weighted by their lengths.
+    No window is marked as "longer"; the library's extractor, for models with feature fusion, marks a random clip of
+    each batch.
 
     Args:
-        model (`ClapModel`): Goes into eval mode and to `device`.
+        model (`ClapModel`): The model; it is put into eval mode and moved to `device`.
         processor (`ClapProcessor`): Its feature extractor and tokenizer.
         device (`str` or `torch.device`): Where embeddings are computed.
     """
@@ -87,11 +87,11 @@ class ClapTeacher:
             name_or_path (`str` or `Path`): Folder or Hub id of any `transformers.ClapModel`.
             processor (`str` or `Path`, *optional*): Folder or Hub id of the processor, by default the model's own.
             device (`str` or `torch.device`): Where embeddings are computed.
-            revision (`str`, *optional*): Of the model on the Hub, and of the processor if it is the model's own.
+            revision (`str`, *optional*): Hub revision of the model, and of the processor if it is the model's own.
 
         Raises:
-            ValueError: Not a CLAP model, or weights are missing, or there is no processor.
-            OSError: There is no such folder or repository.
+            ValueError: It is no CLAP model, or weights or the processor are missing.
+            OSError: The folder or repository does not exist.
         """
         config = AutoConfig.from_pretrained(name_or_path, revision=revision)
         if config.model_type != "clap":
@@ -106,7 +106,7 @@ class ClapTeacher:
         return cls(model, own, device)
 
     def _check_front_end(self) -> None:
-        """A fused model takes four spectrograms of a clip, any other takes one; each has its own mel filters."""
+        """Checks the processor: a fused model takes four spectrograms of a clip, others one, with other filters."""
         fusion = self.model.config.audio_config.enable_fusion
         if fusion != (self.feature_extractor.truncation == "fusion"):
             raise ValueError(
@@ -118,7 +118,7 @@ class ClapTeacher:
 
     @property
     def embedding_size(self) -> int:
-        """Length of an embedding."""
+        """The length of an embedding."""
         return self.model.config.projection_dim
 
     @torch.inference_mode()
@@ -126,10 +126,10 @@ class ClapTeacher:
         self, audios: Sequence[Any], sampling_rate: int | None = None, batch_size: int = 16
     ) -> torch.Tensor:
         """
-        Embeddings of whole clips.
+        Embed whole clips.
 
         Args:
-            audios (sequence): Each whatever [`load_waveform`] takes.
+            audios (sequence): Clips, each as [`load_waveform`] takes it.
             sampling_rate (`int`, *optional*): Rate in Hz of bare samples.
             batch_size (`int`): Windows in one pass of the encoder; it does not change the result.
 
@@ -148,7 +148,7 @@ class ClapTeacher:
     @torch.inference_mode()
     def embed_features(self, clips: Sequence[tuple[torch.Tensor, torch.Tensor]], batch_size: int = 16) -> torch.Tensor:
         """
-        Embeddings of clips, from what [`clip_features`] gives for each.
+        Embed clips from their [`clip_features`].
 
         Args:
             clips (sequence of pairs): `input_features` of shape `(num_windows, num_channels, num_frames,
@@ -173,10 +173,10 @@ class ClapTeacher:
     @torch.inference_mode()
     def embed_text(self, captions: Sequence[str], batch_size: int = 64) -> torch.Tensor:
         """
-        Embeddings of captions; what the text encoder cannot take of a long one is cut, with a warning.
+        Embed captions; one that is too long for the text encoder is cut, with a warning.
 
         Args:
-            captions (sequence of `str`): Not cleaned or changed in any way.
+            captions (sequence of `str`): The captions, which are not cleaned or changed in any way.
             batch_size (`int`): Captions in one pass of the encoder; it does not change the result.
 
         Returns:
@@ -191,12 +191,12 @@ class ClapTeacher:
 
     @property
     def max_text_tokens(self) -> int:
-        """Tokens of a caption that the text encoder takes. Positions count from the padding id, as in RoBERTa."""
+        """The most tokens that the text encoder takes. Positions count from the padding id, as in RoBERTa."""
         config = self.model.config.text_config
         return min(self.tokenizer.model_max_length, config.max_position_embeddings - config.pad_token_id - 1)
 
     def _tokenize(self, captions: list[str]) -> Any:
-        """`input_ids` and `attention_mask` of shape `(num_captions, num_tokens)`."""
+        """Returns `input_ids` and `attention_mask` of shape `(num_captions, num_tokens)`."""
         longest = self.max_text_tokens
         for caption, ids in zip(captions, self.tokenizer(captions)["input_ids"], strict=True):
             if len(ids) > longest:
@@ -224,12 +224,12 @@ def _load_processor(name_or_path: str | Path, revision: str | None = None) -> Cl
 
 def score_pairs(audio_embeddings: torch.Tensor, text_embeddings: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
     """
-    Cosines of some of all pairs of clips and captions, in chunks that fit into memory.
+    Computes the cosines of chosen pairs of clips and captions, in chunks that fit into memory.
 
     Args:
         audio_embeddings (`torch.Tensor` of shape `(num_clips, embedding_size)`): Of unit length.
         text_embeddings (`torch.Tensor` of shape `(num_captions, embedding_size)`): Of unit length.
-        pairs (`torch.Tensor` of shape `(num_pairs, 2)`): Index of the clip and of the caption.
+        pairs (`torch.Tensor` of shape `(num_pairs, 2)`): Index of each pair's clip and caption.
 
     Returns:
         `torch.Tensor` of shape `(num_pairs,)`, in [-1, 1].
@@ -243,19 +243,19 @@ def score_pairs(audio_embeddings: torch.Tensor, text_embeddings: torch.Tensor, p
 
 def separation_auc(positives: np.ndarray, negatives: np.ndarray) -> float:
     """
-    How well scores tell two kinds of pairs apart: the probability that a positive scores above a negative, ties counted
-    half.
+    Measures how well scores tell two kinds of pairs apart: the probability that a positive scores above a negative,
+    ties counted half.
 
     Args:
         positives (`np.ndarray` of shape `(num_positives,)`), negatives (`np.ndarray` of shape `(num_negatives,)`):
             Scores on any scale.
 
     Returns:
-        0.5 if they are told apart no better than by chance, 1 if perfectly; NaN if there are none of a kind.
+        0.5 if they are told apart no better than by chance, 1 if perfectly; NaN if a kind has no pairs.
     """
     if not len(positives) or not len(negatives):
         return float("nan")
-    from sklearn.metrics import roc_auc_score  # not loaded for a score
+    from sklearn.metrics import roc_auc_score  # scoring does not need to load it
 
     is_positive = np.repeat([True, False], [len(positives), len(negatives)])
     return float(roc_auc_score(is_positive, np.concatenate([positives, negatives])))

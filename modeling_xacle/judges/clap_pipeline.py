@@ -1,4 +1,4 @@
-"""CLAP models in the place of the alignment pipeline: the same call, the cosine of clip and caption as the score."""
+"""CLAP models behind the alignment pipeline's interface: the score is the cosine of clip and caption."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,16 +13,16 @@ from .clap import ClapTeacher, clip_features
 
 class ZeroShotAlignmentPipeline(AudioTextAlignmentPipeline):
     """
-    Scores sounds against captions with a CLAP model, in all the forms of call of its parent.
+    Scores sounds against captions with a CLAP model, and is called like its parent.
 
-    The whole of a sound counts, in fixed windows of the model's length whose embeddings are averaged ([`ClapTeacher`]);
-    so `window_seconds` and `hop_seconds` have no meaning here, and `return_windows` gives one window.
+    The whole sound counts, in fixed windows of the model's length whose embeddings are averaged ([`ClapTeacher`]).
+    So `window_seconds` and `hop_seconds` have no meaning here, and `return_windows` returns one window.
 
     Args:
         teacher (`ClapTeacher`): The model with its processor.
-        map_cosine (`bool`): Give (cosine + 1) * 5, on 0-10, instead of the cosine in [-1, 1]; no rank changes.
-        compute_dtype (`torch.dtype`): Of the encoders, by autocast; embeddings and cosines are float32.
-        kwargs: Of `transformers.Pipeline`: `device`.
+        map_cosine (`bool`): Return (cosine + 1) * 5, on 0-10, instead of the cosine in [-1, 1]; no rank changes.
+        compute_dtype (`torch.dtype`): Type for the encoders' autocast; embeddings and cosines are float32.
+        kwargs: Arguments of `transformers.Pipeline`, such as `device`.
     """
 
     def __init__(
@@ -38,10 +38,10 @@ class ZeroShotAlignmentPipeline(AudioTextAlignmentPipeline):
         super().__init__(model=teacher.model, processor=processor, task="audio-text-alignment", **kwargs)
 
     def _check_parts(self) -> None:
-        """Nothing is left to check: the teacher has."""
+        """Does nothing: the teacher has checked its parts already."""
 
     def tokenize(self, caption: str) -> tuple[str, list[str]]:
-        """The caption itself, as the text encoder's tokenizer will get it, and a note if that cuts it."""
+        """Returns the caption itself, as the text encoder's tokenizer will get it, and a note if it will be cut."""
         if not isinstance(caption, str):
             raise TypeError(f"A caption must be a string, not {type(caption).__name__}: {caption!r}.")
         if not caption.strip():
@@ -61,11 +61,11 @@ class ZeroShotAlignmentPipeline(AudioTextAlignmentPipeline):
         Load one input.
 
         Returns:
-            As the parent, with `features` of shape `(num_windows, num_channels, num_frames, num_mel_bins)` and
-            `weights` of shape `(num_windows,)` in the place of `waveform`.
+            What the parent returns, with `features` of shape `(num_windows, num_channels, num_frames, num_mel_bins)`
+            and `weights` of shape `(num_windows,)` instead of `waveform`.
 
         Raises:
-            ValueError: Also where windows are asked for.
+            ValueError: As the parent, and also if windows are asked for.
         """
         if window_seconds is not None or hop_seconds is not None:
             raise ValueError("A CLAP model hears all of a sound in its own windows; leave out the window options.")
@@ -76,13 +76,13 @@ class ZeroShotAlignmentPipeline(AudioTextAlignmentPipeline):
         return item
 
     def with_spectrograms(self, item: dict[str, Any]) -> dict[str, Any]:
-        """The input itself, which has its features."""
+        """Returns the input itself, which already has its features."""
         return item
 
     def _load(
         self, audio: Any, sampling_rate: int | None, window_seconds: float | None, hop_seconds: float | None
     ) -> tuple[torch.Tensor, list[tuple[int, int]], list[str]]:
-        """Waveform `(samples,)` at the model's rate, its first and last sample, and notes."""
+        """Loads a waveform `(samples,)` at the model's rate; returns it with its first and last sample, and notes."""
         extractor = self.processor.feature_extractor
         waveform, notes = load_waveform(audio, sampling_rate, extractor.sampling_rate)
         seconds, longest = len(waveform) / extractor.sampling_rate, extractor.max_length_s
@@ -97,7 +97,7 @@ class ZeroShotAlignmentPipeline(AudioTextAlignmentPipeline):
         Embed the clips and the distinct captions of a batch, no more than `pass_size` windows or captions at a time.
 
         Returns:
-            For each input a `torch.Tensor` of shape `(1, num_captions)`.
+            A `torch.Tensor` of shape `(1, num_captions)` for each input.
         """
         captions = list(dict.fromkeys(caption for item in items for caption in item["captions"]))
         places = {caption: place for place, caption in enumerate(captions)}

@@ -1,4 +1,4 @@
-"""The CLAP embeddings of a whole dataset: each distinct clip and caption once, in files that outlive a killed run."""
+"""The CLAP embeddings of a whole dataset: each distinct clip and caption once, in files that survive a killed run."""
 
 import hashlib
 import json
@@ -25,12 +25,12 @@ class PairIndex:
     The distinct clips and captions of a dataset of pairs, and which of them each row joins.
 
     Args:
-        splits (`DatasetDict`): As [`modeling_xacle.data.load_pairs`] gives it.
+        splits (`DatasetDict`): As [`modeling_xacle.data.load_pairs`] returns it.
 
     Attributes:
         clip_keys (list of `str`): [`audio_key`] of each distinct clip, in order of first appearance.
         captions (list of `str`): The distinct captions, in order of first appearance.
-        rows (dict of `np.ndarray` of shape `(num_rows, 2)`): For each split, index of the clip and of the caption.
+        rows (dict of `np.ndarray` of shape `(num_rows, 2)`): For each split, its rows' indices of clip and caption.
     """
 
     def __init__(self, splits: DatasetDict):
@@ -50,18 +50,18 @@ class PairIndex:
         self.clip_keys, self.captions = list(clips), list(captions)
 
     def audio(self, clip: int) -> dict[str, Any]:
-        """The sound of a clip, not decoded: a dict with `bytes` and `path`."""
+        """Returns the sound of a clip, not decoded: a dict with `bytes` and `path`."""
         split, number = self._places[clip]
         return self.splits[split][number]["audio"]
 
 
 class EmbeddingShards:
     """
-    The embeddings of a list of items in files of `shard_size` items each. A file's name carries a digest of its items'
-    keys: a file that exists is work done, whoever did it, and one whose items have changed is not found.
+    Stores the embeddings of a list of items in files of `shard_size` items each. A file's name contains a digest of its
+    items' keys: a file that exists needs no more work, whoever wrote it, and one whose items have changed is not found.
 
     Args:
-        folder (`Path`): Where the files lie; one for each model.
+        folder (`Path`): Where the files are; each model needs its own.
         kind (`str`): First part of the files' names.
         keys (sequence of `str`): What each item's embedding depends on, besides the model.
         shard_size (`int`): Items in a file.
@@ -78,7 +78,7 @@ class EmbeddingShards:
         return sum(len(items) for _, items in self.shards)
 
     def missing(self, process_index: int = 0, num_processes: int = 1) -> list[tuple[Path, range]]:
-        """Files to be made by one of several processes that share the work, and the items of each."""
+        """Returns the files that one of several processes has to make, and the items of each."""
         return [shard for shard in self.shards[process_index::num_processes] if not shard[0].exists()]
 
     @staticmethod
@@ -87,9 +87,9 @@ class EmbeddingShards:
         Write one file; it appears whole or not at all.
 
         Args:
-            path (`Path`): As [`EmbeddingShards.missing`] gave it.
-            embeddings (`torch.Tensor` of shape `(num_items, embedding_size)`): Of the file's items in order.
-            broken (`dict`, *optional*): Why an item, counted from the beginning of all, has no embedding.
+            path (`Path`): As [`EmbeddingShards.missing`] returned it.
+            embeddings (`torch.Tensor` of shape `(num_items, embedding_size)`): The file's items in order.
+            broken (`dict`, *optional*): Why an item has no embedding, by its index in the whole list.
         """
         metadata = {"broken": json.dumps(broken or {}, ensure_ascii=False)}
         with whole_file(path) as partial:
@@ -97,7 +97,7 @@ class EmbeddingShards:
 
     def read(self) -> tuple[torch.Tensor, dict[int, str]]:
         """
-        All embeddings, of shape `(num_items, embedding_size)`, and why some items have none (their rows are zero).
+        Read all embeddings, `(num_items, embedding_size)`, and why some items have none (their rows are zero).
         """
         embeddings, broken = [], {}
         for path, _ in self.shards:
@@ -110,12 +110,12 @@ class EmbeddingShards:
 
 class ClipFeatures(Dataset):
     """
-    The features of each of some clips, or in words why a clip has none; for a `DataLoader`, whose worker processes then
+    Gives the features of each clip, or a text that says why it has none. A `DataLoader` around it lets worker processes
     do the loading.
 
     Args:
-        features_of (callable): Features of a sound, such as [`clip_features`] with an extractor.
-        get_audio (callable): Gives the audio of a clip for its index, in a form that [`load_waveform`] takes.
+        features_of (callable): Computes a sound's features, such as [`clip_features`] with an extractor.
+        get_audio (callable): Returns the audio of the clip with an index, in a form that [`load_waveform`] takes.
         items (`range`): Indices of the clips.
     """
 
@@ -141,12 +141,12 @@ def embed_clips(
     show_progress: bool = True,
 ) -> None:
     """
-    Embed clips, each once, and write their shards. A clip that cannot be read stops nothing: its shard says why.
+    Embed each clip once and write the shards. A clip that cannot be read stops nothing: its shard says why.
 
     Args:
         teacher (`ClapTeacher`): The model.
-        get_audio (callable): Gives the audio of a clip for its index, in a form that [`load_waveform`] takes.
-        shards (list of files and their clips): As [`EmbeddingShards.missing`] gives them.
+        get_audio (callable): Returns the audio of the clip with an index, in a form that [`load_waveform`] takes.
+        shards (list of files and their clips): As [`EmbeddingShards.missing`] returns them.
         batch_size (`int`): Clips loaded together, and windows in one pass of the encoder.
         num_workers (`int`): Processes that load clips and compute features; by default this one does.
         show_progress (`bool`): Show a progress bar where stderr is a terminal.
@@ -174,7 +174,7 @@ def embed_captions(
     show_progress: bool = True,
 ) -> None:
     """
-    Embed captions, each once, and write their shards; arguments as of [`embed_clips`].
+    Embed each caption once and write the shards. The arguments are those of [`embed_clips`].
     """
     for path, items, bar in _with_progress(shards, "captions", show_progress):
         EmbeddingShards.write(path, teacher.embed_text([captions[item] for item in items], batch_size))
@@ -184,7 +184,7 @@ def embed_captions(
 def _with_progress(
     shards: list[tuple[Path, range]], unit: str, show_progress: bool
 ) -> Iterator[tuple[Path, range, tqdm]]:
-    """Each file and its items, with the one bar that counts the items of all."""
+    """Yields each file and its items, with one bar that counts the items of all files."""
     total = sum(len(items) for _, items in shards)
     with tqdm(total=total, desc=f"embedding {unit}", unit=unit[:-1], disable=None if show_progress else True) as bar:
         for path, items in shards:

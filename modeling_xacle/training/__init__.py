@@ -1,4 +1,4 @@
-"""The stages: recipes, losses, batches, trainers, and what a run leaves behind."""
+"""Training: the stages' recipes, losses, batches and trainers, and the files that a run leaves behind."""
 
 from .. import room
 

@@ -1,4 +1,4 @@
-"""What a training run leaves for people: curves, and the model card."""
+"""What a training run writes for people: the curves and the model card."""
 
 import re
 from collections import Counter
@@ -28,21 +28,21 @@ TEMPLATE = Path(__file__).parent / "templates/card.md.jinja"
 CURVES_FILE = "training_curves.png"
 LOG_FILE = "training_log.json"
 SOURCES_SHOWN = 8
-# Names of a log, and for each what is shown and what the Hub calls it.
+# For each name in a log, the name that is shown and the Hub's name.
 METRIC_NAMES = {name.lower(): name for name in METRICS} | {"loss": "loss", "perplexity": "perplexity"}
 METRIC_TYPES = {name.lower(): metric.hub_name for name, metric in METRICS.items()}
 METRIC_TYPES |= {"loss": "loss", "perplexity": "perplexity"}
 CONFIDENCE, RESAMPLES = 0.95, 1000
-MOST_RESAMPLED_PAIRS = 10_000  # a minute
+MOST_RESAMPLED_PAIRS = 10_000  # they take a minute
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def draw_training_curves(log_history: list[dict[str, float]], file: str | Path, best_step: int | None = None) -> None:
     """
-    Draw the loss of training, and the validation metrics, against epochs.
+    Draw the training loss and the validation metrics against epochs.
 
     Args:
-        log_history (`list` of `dict`): Of `TrainerState`: entries with `epoch`, `step` and `loss` or `eval_...`.
+        log_history (`list` of `dict`): From `TrainerState`: entries with `epoch`, `step` and `loss` or `eval_...`.
         file (`str` or `Path`): PNG to write.
         best_step (`int`, *optional*): Step of the best checkpoint, which is marked.
     """
@@ -74,7 +74,7 @@ def _draw_best(axis: Any, log_history: list[dict[str, float]], key: str, best_st
 
 
 def count_sources(trainer: Trainer) -> str:
-    """Which corpora or generators the training rows come from, and how many of each."""
+    """Says which corpora or generators the training rows come from, and how many rows each has."""
     rows = trainer.train_dataset.rows
     if "source" not in rows.column_names:
         return "unnamed sources"
@@ -85,8 +85,8 @@ def count_sources(trainer: Trainer) -> str:
 
 def validation_intervals(pairs: tuple[np.ndarray, np.ndarray] | None) -> dict[str, tuple[float, float]]:
     """
-    Bootstrap intervals of the metrics of scores and references `(num_pairs,)`, under the names of `METRIC_NAMES`; of
-    captioning none, and of so many pairs that they would take long and say little, none either.
+    Returns bootstrap intervals of the metrics of scores and references `(num_pairs,)`, under the names of
+    `METRIC_NAMES`; none for captioning, nor for so many pairs that they would take long and say little.
     """
     if pairs is None or len(pairs[0]) > MOST_RESAMPLED_PAIRS:
         return {}
@@ -97,7 +97,7 @@ def validation_intervals(pairs: tuple[np.ndarray, np.ndarray] | None) -> dict[st
 def describe_metrics(
     metrics: Mapping[str, float], intervals: Mapping[str, tuple[float, float]]
 ) -> list[tuple[str, float, list[float] | None]]:
-    """Name, value and interval of each metric that was measured, in the card's order."""
+    """Returns name, value and interval of each measured metric, in the card's order."""
     return [
         (
             name,
@@ -110,12 +110,12 @@ def describe_metrics(
 
 
 def without_folder(source: str) -> str:
-    """A name to tell others: of an absolute path, its last part."""
+    """Returns a name that can be published: the last part of an absolute path, any other source as it is."""
     return Path(source).name if Path(source).is_absolute() else source
 
 
 def hub_ids(*names: str) -> list[str] | None:
-    """Those of the names that are Hub ids, not folders; `None` if there are none."""
+    """Returns the names that are Hub ids, not folders; `None` if there are none."""
     return [name for name in names if HUB_ID.fullmatch(name) and not Path(name).exists()] or None
 
 
@@ -127,14 +127,14 @@ def card_metadata(
     intervals: Mapping[str, tuple[float, float]],
 ) -> ModelCardData:
     """
-    Metadata by which the Hub knows the model, with its validation metrics as a model index.
+    Returns the model's metadata for the Hub, with its validation metrics as a model index.
 
     Args:
-        name (`str`): Of the model.
-        stage (`StageArguments`): What the run did.
-        config (`XacleConfig`): Of the model.
-        metrics (`Mapping`): Of the validation split, with the prefix `eval_`.
-        intervals (`Mapping`): What `validation_intervals` gives.
+        name (`str`): The model's name.
+        stage (`StageArguments`): The run's options.
+        config (`XacleConfig`): The model's config.
+        metrics (`Mapping`): Measured on the validation split; their names have the prefix `eval_`.
+        intervals (`Mapping`): As `validation_intervals` returns them.
     """
     measured = {"confidence": CONFIDENCE, "resamples": RESAMPLES}
     dataset = dataset_name(stage.data)
@@ -169,7 +169,7 @@ def card_metadata(
 
 
 def licence_table(config: XacleConfig, stage: StageArguments) -> str:
-    """The parts a model was made from, its data among them, with their licences as far as they are known."""
+    """Lists the parts that a model was made from, data included, with their licences as far as they are known."""
     start = read_card(stage.model)
     rows = [
         *made_from(config),
@@ -188,7 +188,7 @@ def licence_table(config: XacleConfig, stage: StageArguments) -> str:
 
 
 def validation_table(metrics: Mapping[str, float], intervals: Mapping[str, tuple[float, float]]) -> str:
-    """The metrics of the validation split for people to read."""
+    """Returns the validation metrics as a table for people."""
     rows = []
     for name, value, interval in describe_metrics(metrics, intervals):
         rows.append({"metric": METRIC_NAMES[name], "value": f"{value:.4f}"})
@@ -197,12 +197,12 @@ def validation_table(metrics: Mapping[str, float], intervals: Mapping[str, tuple
     return markdown_table(rows)
 
 
-# Of `TrainingArguments`, what the card tells whatever its value; of the others, what is not Transformers' default.
+# The `TrainingArguments` that the card always shows; others are shown where they are not Transformers' defaults.
 TOLD = ("learning_rate", "weight_decay", "max_grad_norm", "num_train_epochs", "lr_scheduler_type", "optim", "seed")
 
 
 def recipe_settings(stage: StageArguments, args: TrainingArguments) -> dict[str, Any]:
-    """The settings that the card tells: all that the weights depend on and that are not usual."""
+    """Returns the settings that the card shows: all that the weights depend on and that are not defaults."""
     usual = {field.name: field.default for field in fields(TrainingArguments) if field.name not in TOLD}
     settings = {
         name: value
@@ -218,7 +218,7 @@ def recipe_settings(stage: StageArguments, args: TrainingArguments) -> dict[str,
 def model_card(
     trainer: Trainer, stage: StageArguments, metrics: Mapping[str, float], intervals: Mapping[str, tuple[float, float]]
 ) -> ModelCard:
-    """The model card, from what the run did and measured."""
+    """Builds the model card from what the run did and measured."""
     args, model = trainer.args, alignment_model(trainer.model)
     config, name = model.config, Path(args.output_dir).name
     settings = recipe_settings(stage, args)
@@ -250,7 +250,7 @@ def model_card(
 def summary(
     trainer: Trainer, stage: StageArguments, metrics: Mapping[str, float], intervals: Mapping[str, tuple[float, float]]
 ) -> str:
-    """What a finished stage tells on the terminal: metrics, calibration, where the result is, and what comes next."""
+    """Returns what a finished stage prints: metrics, calibration, where the result is, and what comes next."""
     state, output = trainer.state, trainer.args.output_dir
     config = alignment_model(trainer.model).config
     kept = f"step {state.best_global_step}, the best" if trainer.args.load_best_model_at_end else "the last step"
@@ -282,10 +282,10 @@ def write_report(
 
     Args:
         trainer (`Trainer`): After training.
-        stage (`StageArguments`): What it did.
-        metrics (`Mapping`): Of the validation split, with the prefix `eval_`.
-        pairs (`tuple` of two `np.ndarray` of shape `(num_pairs,)`, *optional*): Its scores and references, for the
-            intervals.
+        stage (`StageArguments`): The run's options.
+        metrics (`Mapping`): Measured on the validation split; their names have the prefix `eval_`.
+        pairs (`tuple` of two `np.ndarray` of shape `(num_pairs,)`, *optional*): The split's scores and references, for
+            the intervals.
 
     Returns:
         The summary for the terminal; "" on all processes but the first.

@@ -1,4 +1,4 @@
-"""Rows of a dataset -> batches of a stage: loading or looking up the sound, SpecAugment, sequences, labels."""
+"""Turns rows of a dataset into batches: loads or looks up the sound, applies SpecAugment, adds sequences and labels."""
 
 import zlib
 from collections.abc import Mapping, Sequence
@@ -10,12 +10,12 @@ from datasets import Dataset
 from ..processing_xacle import XacleProcessor
 from .feature_cache import AudioFeatureCache
 
-# Key under which a row of the training split carries the seed of its augmentation; rows of other splits have none.
+# The key of the augmentation seed in a row of the training split; rows of other splits have none.
 AUGMENTATION_SEED = "augmentation_seed"
 
 
 def mask_span(size: int, largest: int, generator: torch.Generator) -> slice:
-    """A random span of 0 to `largest` places, at most `size`, anywhere within `size` places."""
+    """Returns a random span of 0 to `largest` places, at most `size`, anywhere within `size` places."""
     width = int(torch.randint(min(largest, size) + 1, (), generator=generator))
     start = int(torch.randint(size - width + 1, (), generator=generator))
     return slice(start, start + width)
@@ -24,7 +24,7 @@ def mask_span(size: int, largest: int, generator: torch.Generator) -> slice:
 class SpecAugment:
     """
     SpecAugment (arXiv 1904.08779, section 2, without time warping): one random band of mel bins and one random stretch
-    of frames of a clip become 0, which is the mean of the training data of the encoder.
+    of frames of a clip become 0, the mean of the encoder's training data.
 
     Args:
         mel_bins (`int`): Widest band.
@@ -35,7 +35,7 @@ class SpecAugment:
         self.mel_bins, self.frames = mel_bins, frames
 
     def __call__(self, input_features: torch.Tensor, seed: int) -> torch.Tensor:
-        """A masked copy of a log-mel spectrogram `(num_frames, num_mel_bins)`; the same seed gives the same masks."""
+        """Returns a masked copy of a log-mel spectrogram `(num_frames, num_mel_bins)`; the seed decides the masks."""
         generator = torch.Generator().manual_seed(seed)
         masked = input_features.clone()
         num_frames, num_mel_bins = masked.shape
@@ -46,20 +46,20 @@ class SpecAugment:
 
 class TrainingRows(torch.utils.data.Dataset):
     """
-    The training split, whose rows carry a seed for their augmentation. It depends on the run's seed, the epoch and the
-    row's id: so a row is masked anew in each epoch, and alike in any process, in any order and after a resumption.
+    The training split, with a seed in each row for its augmentation. The seed depends on the run's seed, the epoch and
+    the row's id: a row is masked differently in each epoch, but alike in any process, in any order and after resuming.
 
     Args:
         rows (`Dataset`): Pairs in the schema.
-        seed (`int`): Of the run.
+        seed (`int`): The run's seed.
     """
 
     def __init__(self, rows: Dataset, seed: int):
         self.rows, self.seed = rows, seed
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that outlive an epoch see it change
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # shared with workers that outlive an epoch
 
     def set_epoch(self, epoch: int) -> None:
-        """Go on to an epoch, counted from 0."""
+        """Set the epoch, counted from 0."""
         self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
@@ -72,12 +72,12 @@ class TrainingRows(torch.utils.data.Dataset):
 
 class AudioCollator:
     """
-    The sounds of rows as a model's input.
+    Turns the sounds of rows into a model's input.
 
     Args:
         processor (`XacleProcessor`): Loads the sounds and computes their features.
-        augment (`SpecAugment`, *optional*): For rows that carry a seed.
-        cache (`AudioFeatureCache`, *optional*): Stored features, instead of the sounds.
+        augment (`SpecAugment`, *optional*): Applied to rows that have a seed.
+        cache (`AudioFeatureCache`, *optional*): Stored features to use instead of the sounds.
     """
 
     def __init__(
@@ -90,8 +90,8 @@ class AudioCollator:
 
     def audio(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """
-        `input_features` of shape `(batch_size, num_frames, num_mel_bins)`, or of the cache `audio_features` of shape
-        `(batch_size, num_audio_tokens, audio_hidden_size)`.
+        Returns `input_features` of shape `(batch_size, num_frames, num_mel_bins)`, or with a cache `audio_features` of
+        shape `(batch_size, num_audio_tokens, audio_hidden_size)`.
         """
         seeds = [row.get(AUGMENTATION_SEED) for row in rows]
         if self.cache is not None:
@@ -105,7 +105,7 @@ class AudioCollator:
         return {"input_features": features}
 
     def _load(self, row: Mapping[str, Any]) -> torch.Tensor:
-        """The waveform `(samples,)`, cut or padded to the processor's length."""
+        """Returns the waveform `(samples,)`, cut or padded to the processor's length."""
         extractor = self.processor.feature_extractor
         try:
             return extractor.fit(extractor.load(row["audio"])[0])
@@ -129,12 +129,11 @@ class PairCollator(AudioCollator):
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """
-        A batch: `input_ids` and `attention_mask` of shape `(batch_size, sequence_length)`, the audio, and, if the rows
+        Returns `input_ids` and `attention_mask` of shape `(batch_size, sequence_length)`, the audio, and, if the rows
         have labels, `labels` of shape `(batch_size,)`, float32 in [-1, 1].
 
         Raises:
-            ValueError: A sound or caption that the processor refuses, or labels that only some rows have; the row is
-                named.
+            ValueError: The processor refuses a sound or caption, or only some rows have labels; the row is named.
         """
         batch = {**self.processor(text=[row["text"] for row in rows]), **self.audio(rows)}
         labels = [row.get("label") for row in rows]
@@ -149,13 +148,13 @@ class PairCollator(AudioCollator):
 
 
 class CaptionCollator(AudioCollator):
-    """Turns rows of the schema into inputs of [`XacleForConditionalGeneration`], to learn the captions from."""
+    """Turns rows of the schema into inputs of [`XacleForConditionalGeneration`] for learning the captions."""
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """
-        A batch: `input_ids`, `attention_mask` and `labels` of shape `(batch_size, sequence_length)`, and the audio.
+        Returns `input_ids`, `attention_mask` and `labels` of shape `(batch_size, sequence_length)`, and the audio.
 
         Raises:
-            ValueError: A sound or caption that the processor refuses.
+            ValueError: The processor refuses a sound or caption.
         """
         return {**self.processor.caption_sequences([row["text"] for row in rows]), **self.audio(rows)}

@@ -1,4 +1,4 @@
-"""The audio features of a frozen encoder, computed once for each clip and stored in files that are memory-mapped."""
+"""The audio features of a frozen encoder, computed once for each clip and stored in memory-mapped files."""
 
 import hashlib
 import os
@@ -21,21 +21,21 @@ from ..modeling_xacle import XacleModel
 from ..processing_xacle import XacleProcessor
 from ..speed import fast_forms
 
-# Masks a log-mel spectrogram `(num_frames, num_mel_bins)` as a seed says; its attributes are its settings.
+# Masks a log-mel spectrogram `(num_frames, num_mel_bins)`, given a seed; its attributes are its settings.
 Augment = Callable[[torch.Tensor, int], torch.Tensor]
-# A clip that is to be encoded: its key, and the table and number of a row that has it.
+# A clip to encode: its key, and the table and number of a row that has it.
 Clip = tuple[str, Dataset, int]
 
 
 def content_key(audio: Mapping[str, Any]) -> str:
-    """Digest of a clip's file, `{"bytes", "path"}`: the same sound is stored once, wherever it lies."""
+    """Returns the digest of a clip's file, `{"bytes", "path"}`: the same sound is stored once, wherever it lies."""
     if audio.get("bytes") is not None:
         return hashlib.sha256(audio["bytes"]).hexdigest()
     return file_digest(audio["path"])
 
 
 def weights_key(model: XacleModel) -> str:
-    """Digest of all that `get_audio_features` depends on: the encoder's weights and its configuration."""
+    """Returns a digest of all that `get_audio_features` depends on: the encoder's weights and configuration."""
     config = without_bookkeeping(model.config.audio_config.to_dict())
     return digest_of([config, model.config.num_audio_tokens, weights_fingerprint(model.audio_tower)])
 
@@ -63,21 +63,21 @@ class Views(torch.utils.data.Dataset):
 
 class AudioFeatureCache:
     """
-    A store of `model.get_audio_features`, one file for each clip, named by the clip's content, in a folder named by the
-    encoder's weights and the settings. What is found is used again by any later run; several processes fill it
-    together; one that was killed loses the clips in hand.
+    Stores the output of `model.get_audio_features`, one file per clip, named by the clip's content, in a folder named
+    by the encoder's weights and the settings. Later runs reuse what is there. Several processes fill it together; one
+    that is killed loses only the clips in hand.
 
     Args:
-        folder (`Path`): Of all stores, on a file system that all processes share.
-        model (`XacleModel`): Its encoder, frozen.
-        processor (`XacleProcessor`): Of the model.
-        dtype (`str`): Of the stored numbers, `float32` or `float16`.
-        augment (`Callable`, *optional*): Makes `views` views of each clip, of which training sees one at a time; clips
-            without a seed are given as they are.
-        views (`int`): How many.
+        folder (`Path`): Folder of all stores, on a file system that all processes share.
+        model (`XacleModel`): The model, whose encoder is frozen.
+        processor (`XacleProcessor`): The model's processor.
+        dtype (`str`): Type of the stored numbers, `float32` or `float16`.
+        augment (`Callable`, *optional*): Makes `views` views of each clip, of which training sees one at a time; a clip
+            that is loaded without a seed is not augmented.
+        views (`int`): Number of views per clip.
 
     Raises:
-        ValueError: Views without an augmentation that makes them.
+        ValueError: Views are asked for, but no augmentation makes them.
     """
 
     def __init__(
@@ -101,15 +101,15 @@ class AudioFeatureCache:
             "augmentation": vars(augment) if views else None,
         }
         self.folder = Path(folder).absolute() / digest_of(settings)[:16]
-        self.keys: dict[str, str] = {}  # of clips that are files
+        self.keys: dict[str, str] = {}  # by path, of clips that are files
 
     def load(self, audio: Mapping[str, Any], seed: int | None = None) -> torch.Tensor:
         """
-        Features of a clip `{"bytes", "path"}`, float32 of shape `(num_audio_tokens, audio_hidden_size)`: of the clip as
-        it is, or of the augmented view that the seed chooses, if there are any.
+        Loads the features of a clip `{"bytes", "path"}`, float32 of shape `(num_audio_tokens, audio_hidden_size)`: of
+        the clip as it is, or, if there are views and a seed, of the augmented view that the seed chooses.
 
         Raises:
-            FileNotFoundError: There is no such sound, or it was not encoded.
+            FileNotFoundError: The sound does not exist, or was not encoded.
         """
         file = self._file(self._key(audio))
         if not file.exists():
@@ -123,23 +123,23 @@ class AudioFeatureCache:
 
     def fill(self, datasets: Iterable[Dataset], model: XacleModel, batch_size: int = 16, num_workers: int = 0) -> None:
         """
-        Encode the clips of datasets in the schema that are not in the store, shared among the processes.
+        Encode the datasets' clips that are not stored yet; the processes share the work.
 
         Args:
-            datasets (iterable of `Dataset`): Whose `audio` is needed.
-            model (`XacleModel`): The one of the constructor, on the device to compute on.
+            datasets (iterable of `Dataset`): Rows of the schema, whose `audio` is encoded.
+            model (`XacleModel`): The constructor's model, on the device to compute on.
             batch_size (`int`): Clips at a time.
             num_workers (`int`): Processes that load sounds.
 
         Raises:
-            FileNotFoundError: There is no such sound.
-            ValueError: A sound that cannot be read; the processes have encoders that differ.
+            FileNotFoundError: A sound does not exist.
+            ValueError: A sound cannot be read, or the processes have different encoders.
         """
         state = PartialState()
         if len(set(gather_object([self.folder.name]))) > 1:
             raise ValueError("The processes have different encoders or settings: each must load the same model, whole.")
         clips = self._missing_clips(datasets)
-        state.wait_for_everyone()  # all have seen the same clips missing
+        state.wait_for_everyone()  # so that all see the same clips missing
         mine = clips[state.process_index :: state.num_processes]
         loader = DataLoader(Views(self, mine), batch_size=batch_size, num_workers=num_workers, collate_fn=list)
         bar = tqdm(total=len(mine), desc="audio features", unit="clip", disable=None if state.is_main_process else True)
@@ -165,7 +165,7 @@ class AudioFeatureCache:
             unfinished.replace(file)
 
     def _missing_clips(self, datasets: Iterable[Dataset]) -> list[Clip]:
-        """The clips that are not stored, each once, in the order of the datasets; embedded sounds stay on disk."""
+        """Lists the clips that are not stored, each once, in the datasets' order; embedded sounds stay on disk."""
         tables = [dataset.select_columns(["id", "audio"]) for dataset in datasets]
         sounds = (row["audio"] for table in tables for row in table)
         self._learn_keys({audio["path"] for audio in sounds if audio["bytes"] is None})
@@ -184,7 +184,7 @@ class AudioFeatureCache:
         self.keys.update(gather_object([(path, content_key({"path": path})) for path in bar]))
 
     def _key(self, audio: Mapping[str, Any]) -> str:
-        """The clip's key; a file is read for it once."""
+        """Returns the clip's key; a file is read only once for it."""
         if audio["bytes"] is not None:
             return content_key(audio)
         if audio["path"] not in self.keys:

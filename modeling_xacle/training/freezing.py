@@ -1,4 +1,4 @@
-"""Which parts of a stage's model are trained: whole parts, LoRA adapters, or some rows of the embedding."""
+"""Chooses what a stage trains: whole parts of the model, LoRA adapters, or some rows of the embedding."""
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -10,14 +10,14 @@ from .recipes import StageArguments
 
 
 def alignment_model(model: nn.Module) -> XacleModel:
-    """The [`XacleModel`] inside a stage's model, whatever is wrapped around it."""
+    """Returns the [`XacleModel`] inside a stage's model, whatever is wrapped around it."""
     return next(module for module in model.modules() if isinstance(module, XacleModel))
 
 
 def choose_trained(model: PreTrainedModel, stage: StageArguments) -> nn.Module:
     """
-    Freeze a model but for the parts that a stage trains: `special_tokens` are the embeddings of `[AUDIO_START]`,
-    `[AUDIO_END]` and `[SCORE]`.
+    Freeze all parts of a model except those that the stage trains; `special_tokens` are the embeddings of
+    `[AUDIO_START]`, `[AUDIO_END]` and `[SCORE]`.
 
     Returns:
         The model, or with LoRA adapters a `PeftModel` around it.
@@ -44,7 +44,7 @@ def choose_trained(model: PreTrainedModel, stage: StageArguments) -> nn.Module:
 
 
 def _with_adapters(model: PreTrainedModel, modules: list[str], rank: int, special_ids: list[int]) -> PeftModel:
-    """The model with adapters of a rank for all linear layers of its language model."""
+    """Wraps the model with adapters of the given rank on all linear layers of its language model."""
     inner = alignment_model(model)
     names = {module: name for name, module in model.named_modules()}
     linear = [names[layer] for layer in inner.language_model.modules() if isinstance(layer, nn.Linear)]
@@ -60,7 +60,7 @@ def _with_adapters(model: PreTrainedModel, modules: list[str], rank: int, specia
 
 
 def train_rows(weight: nn.Parameter, rows: list[int]) -> None:
-    """Train some rows of an embedding `(vocab_size, hidden_size)`: the gradient of all others is zero."""
+    """Train only some rows of an embedding `(vocab_size, hidden_size)`: the gradient of all others is zero."""
     mask = torch.zeros(len(weight), 1)
     mask[rows] = 1
     weight.requires_grad_(True)

@@ -1,7 +1,7 @@
 """
-Losses over lists of pairs: ListNet and its relatives, over one process's list or over that of all processes.
+Losses over lists of pairs: ListNet and its relatives, over the list of one process or of all processes.
 
-All take `logits` and `labels` of shape `(list_size,)` in label units (-1 not at all, 1 exactly) and give a scalar.
+All take `logits` and `labels` of shape `(list_size,)` in label units (-1 not at all, 1 exactly) and return a scalar.
 """
 
 from collections.abc import Callable
@@ -19,16 +19,16 @@ def list_net_loss(
     logits: torch.Tensor, labels: torch.Tensor, temperature: float = 1.0, one_sided: bool = False
 ) -> torch.Tensor:
     """
-    ListNet, top-one form (Cao et al. 2007, section 4): how far the softmax over the logits is from the softmax over the
-    labels, as KL divergence, so that 0 is perfect. The paper's and the published code's cross entropy is this plus the
-    entropy of the labels' softmax, a constant without gradient. Adding a constant to all logits changes nothing: it
-    learns the order and distances, not the scale.
+    ListNet in its top-one form (Cao et al. 2007, section 4): the KL divergence of the softmax over the logits from the
+    softmax over the labels, so that 0 is perfect. The cross entropy of the paper and the published code is this plus
+    the entropy of the labels' softmax, which has no gradient. Adding a constant to all logits changes nothing: the loss
+    teaches the order and the distances, not the scale.
 
     Args:
         logits (`torch.Tensor` of shape `(list_size,)`): Predictions.
         labels (`torch.Tensor` of shape `(list_size,)`): Targets.
         temperature (`float`): Divides both sides, so that a perfect prediction is the minimum at any temperature. Below
-            1, the best pairs of a list count for more.
+            1, the best pairs of a list count more.
         one_sided (`bool`): Divide the labels only, as the published code does: then the minimum is at
             `labels / temperature`. At a temperature of 1 the two forms are the same.
 
@@ -58,15 +58,15 @@ def list_net_mse_loss(
 
 
 def clipped_mse_loss(logits: torch.Tensor, labels: torch.Tensor, tolerance: float = 0.25) -> torch.Tensor:
-    """Mean squared error `(list_size,)` -> `()`, in which errors up to the tolerance count nothing."""
+    """Mean squared error `(list_size,)` -> `()`, in which errors up to the tolerance do not count."""
     errors = (logits - labels).abs()
     return torch.where(errors > tolerance, errors.square(), 0).mean()
 
 
 def difference_loss(logits: torch.Tensor, labels: torch.Tensor, margin: float = 0.1) -> torch.Tensor:
     """
-    How far, beyond the margin, differences of two predictions are from the differences of their labels: mean over all
-    ordered pairs of a list `(list_size,)`, halved; the "contrastive" loss of UTMOS (arXiv 2204.02152, section 3.2).
+    How far the difference of two predictions is from that of their labels, beyond the margin: half the mean over all
+    ordered pairs of a list `(list_size,)`; the "contrastive" loss of UTMOS (arXiv 2204.02152, section 3.2).
     """
     predicted = logits[:, None] - logits  # (L,) -> (L, L)
     actual = labels[:, None] - labels
@@ -86,14 +86,14 @@ LOSSES = ("listnet", "listnet_mse", "mse", "clipped_contrastive")
 
 def get_loss(name: str, temperature: float = 1.0, one_sided: bool = False) -> ListLoss:
     """
-    One of `LOSSES`, as a function of logits and labels of shape `(list_size,)`.
+    Returns one of `LOSSES` as a function of logits and labels of shape `(list_size,)`.
 
     Args:
         name (`str`): Its name.
-        temperature (`float`), one_sided (`bool`): Of ListNet; the others have none.
+        temperature (`float`), one_sided (`bool`): Used by ListNet only.
 
     Raises:
-        ValueError: An unknown name, or a temperature that is not positive.
+        ValueError: The name is unknown, or the temperature is not positive.
     """
     if not temperature > 0:
         raise ValueError(f"temperature={temperature} must be positive.")
@@ -108,19 +108,19 @@ def get_loss(name: str, temperature: float = 1.0, one_sided: bool = False) -> Li
     return losses[name]
 
 
-# Losses, or parts of them, that compare the pairs of a list: on one pair they are 0 and teach nothing.
+# Losses that compare the pairs of a list, at least in part: on one pair, that part is 0 and teaches nothing.
 COMPARING_LOSSES = ("listnet", "listnet_mse", "clipped_contrastive")
 
 
 def scale_gradient(value: torch.Tensor, factor: float) -> torch.Tensor:
-    """The value `()` as it is, with a gradient that is multiplied by a factor."""
+    """Returns the value `()` unchanged, with its gradient multiplied by a factor."""
     return value + (factor - 1) * (value - value.detach())
 
 
 def gather_list(values: torch.Tensor) -> torch.Tensor:
     """
-    The values of all processes, in the order of their ranks: `(list_size,)` -> `(num_processes * list_size,)`.
-    Gradients flow to the own part. Each process must bring equally many.
+    Gathers the values of all processes in the order of their ranks: `(list_size,)` -> `(num_processes * list_size,)`.
+    Gradients flow to this process's part only. Each process must have the same number of values.
     """
     parts = [torch.empty_like(values) for _ in range(distributed.get_world_size())]
     distributed.all_gather(parts, values.detach().contiguous())
@@ -130,15 +130,15 @@ def gather_list(values: torch.Tensor) -> torch.Tensor:
 
 def global_list_loss(loss: ListLoss, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """
-    The loss over the list of all processes, for training that averages gradients over processes.
+    Returns the loss over the list of all processes, for training that averages gradients over processes.
 
-    The value is that of the whole list. The gradient reaches the own part only, and is multiplied by the number of
-    processes, which their average divides it by: so N processes with lists of B / N take the step of one with B.
+    The value is that of the whole list. The gradient reaches this process's part only, and is multiplied by the number
+    of processes, as averaging divides it by that number: N processes with lists of B / N take the step of one with B.
 
     Args:
-        loss (`Callable`): One of this module.
-        logits (`torch.Tensor` of shape `(list_size,)`), labels (`torch.Tensor` of shape `(list_size,)`): Of this
-            process.
+        loss (`Callable`): A loss of this module.
+        logits (`torch.Tensor` of shape `(list_size,)`), labels (`torch.Tensor` of shape `(list_size,)`): This process's
+            part of the list.
     """
     if not (distributed.is_initialized() and distributed.get_world_size() > 1):
         return loss(logits, labels)

@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: the package's log on stderr, and lines instead of bars where no terminal is."""
+"""Reports a run's progress: the package's log on stderr, and lines instead of bars if there is no terminal."""
 
 import logging
 import os
@@ -24,7 +24,7 @@ class _AboveBars(logging.Handler):
 
 
 def log_to_stderr() -> None:
-    """Show what the package logs: all from level info on in the first process, warnings in the others."""
+    """Show the package's log: level info and above in the first process, warnings in the others."""
     package = logging.getLogger(__name__.split(".")[0])
     package.addHandler(_AboveBars())
     package.setLevel(logging.WARNING if int(os.environ.get("RANK", 0)) else logging.INFO)
@@ -32,7 +32,7 @@ def log_to_stderr() -> None:
 
 class ProgressLines(TrainerCallback):
     """
-    Tells every so often, in a line of the log, how far a run is; every evaluation gets a line too.
+    Logs from time to time how far a run is, and a line for every evaluation.
 
     Args:
         seconds (`float`): Least time between two lines about steps.
@@ -45,7 +45,7 @@ class ProgressLines(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """A resumed run begins at a later step."""
+        """Starts the clock, at the step where the run starts: a resumed run starts at a later one."""
         self.began = self.told = time.monotonic()
         self.first_step = state.global_step
 
@@ -57,12 +57,12 @@ class ProgressLines(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """`logs` may hold the training loss since the last log."""
+        """Keeps the training loss since the last log, if `logs` holds it."""
         if logs and "loss" in logs:
             self.loss = f", loss {logs['loss']:.4g}"
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """The time left is that of the steps left, evaluations included as so far."""
+        """Logs the step and the time left, estimated from the steps so far, evaluations included."""
         each = (time.monotonic() - self.began) / (state.global_step - self.first_step)
         left = timedelta(seconds=round(each * (state.max_steps - state.global_step)))
         self.tell(
@@ -77,7 +77,7 @@ class ProgressLines(TrainerCallback):
         eval_dataloader: Any = None,
         **kwargs: Any,
     ) -> None:
-        """One batch of an evaluation is done."""
+        """Counts a finished batch of an evaluation."""
         self.batches += 1
         self.tell(state, f"validation: batch {self.batches} of {len(eval_dataloader)}")
 
@@ -95,7 +95,7 @@ class ProgressLines(TrainerCallback):
         metrics: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """`metrics` have the prefix `eval_`; times and rates are left out."""
+        """Logs the `metrics`, which have the prefix `eval_`, without times and rates."""
         self.batches = 0
         if state.is_world_process_zero:
             shown = {name.removeprefix("eval_"): value for name, value in (metrics or {}).items()}

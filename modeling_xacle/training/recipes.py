@@ -1,4 +1,4 @@
-"""The three stages' recipes: what `run_stage.py` can be told, and what it does unless told otherwise."""
+"""The three stages' recipes: the options of `run_stage.py` and their defaults."""
 
 import os
 import sys
@@ -24,14 +24,14 @@ from .losses import LOSSES
 PARTS = ("projector", "score_head", "language_model", "audio_tower", "special_tokens")
 LIST_SCOPES = ("global", "local")
 CACHE_DTYPES = ("float32", "float16")
-# What validation measures, and whether more of it is better.
+# The metrics of validation, and whether a larger value is better.
 SCORE_METRICS = {name.lower(): metric.greater_is_better for name, metric in METRICS.items()}
 STAGE_METRICS = {1: {"loss": False, "perplexity": False}, 2: SCORE_METRICS, 3: SCORE_METRICS}
 
 
 @dataclass
 class StageArguments:
-    """What a stage does beyond `transformers.TrainingArguments`. Defaults that depend on the stage are in `RECIPES`."""
+    """A stage's options beyond `transformers.TrainingArguments`. Defaults that depend on the stage are in `RECIPES`."""
 
     stage: int = field(metadata={"help": "1 captioning, 2 CLAP pseudo-labels, 3 listeners' scores."})
     model: str = field(
@@ -102,7 +102,7 @@ class StageArguments:
     )
 
     def __post_init__(self):
-        if isinstance(self.train, str):  # of a YAML file
+        if isinstance(self.train, str):  # as a YAML file may have it
             self.train = [self.train]
         self._check_types()
         unknown = [part for part in self.train if part not in PARTS]
@@ -119,7 +119,7 @@ class StageArguments:
         self._check_cache()
 
     def _check_types(self) -> None:
-        """The values of a file may have any type."""
+        """Refuses values of the wrong type, which a settings file may hold."""
         for entry in fields(self):
             value, kind = getattr(self, entry.name), get_origin(entry.type) or entry.type
             if not isinstance(value, (int, float) if kind is float else kind):
@@ -159,14 +159,14 @@ class StageArguments:
 
     @property
     def augments(self) -> bool:
-        """Whether SpecAugment masks anything."""
+        """True if SpecAugment masks anything."""
         return self.mask_mel_bins > 0 or self.mask_frames > 0
 
 
-# Pairs of a list, over all processes (arXiv 2602.00604, stages 2 and 3; the paper gives none for stage 1).
+# Pairs in a list, over all processes (arXiv 2602.00604, stages 2 and 3; the paper gives none for stage 1).
 BATCH_SIZE = 16
 
-# Of arXiv 2602.00604 and its released code, where they say something.
+# From arXiv 2602.00604 and its released code, where they give a value.
 COMMON = {
     "weight_decay": 0.01,
     "max_grad_norm": 1.0,
@@ -218,7 +218,7 @@ RECIPES: dict[int, dict[str, Any]] = {
 
 
 def recipe(stage: int) -> dict[str, Any]:
-    """Defaults of a stage, of both kinds of arguments."""
+    """Returns a stage's defaults for both kinds of arguments."""
     gpu = torch.accelerator.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU")
     return {
         **COMMON,
@@ -234,18 +234,18 @@ def recipe(stage: int) -> dict[str, Any]:
 
 
 def share_of_batch(num_processes: int) -> int:
-    """Pairs of one process, so that all processes together have the published batch, or the next larger."""
+    """Returns the pairs per process for which all processes together have at least the published batch."""
     return -(-BATCH_SIZE // num_processes)
 
 
 def list_size(stage: StageArguments, args: TrainingArguments) -> int:
-    """Pairs of a list of the loss: of all batches that a step accumulates, and with a global list of all processes."""
+    """Returns the pairs in a list of the loss: all batches that a step accumulates, of all processes if global."""
     processes = args.world_size if stage.list_scope == "global" else 1
     return args.train_batch_size * args.gradient_accumulation_steps * processes
 
 
 def read_settings(path: str) -> dict[str, Any]:
-    """Settings of a YAML or JSON file, by the names of the flags."""
+    """Reads settings from a YAML or JSON file, where they have the names of the flags."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"--config {path}: no such file.")
     try:
@@ -262,7 +262,7 @@ def read_settings(path: str) -> dict[str, Any]:
 
 
 def stage_and_settings(arguments: list[str]) -> tuple[int | None, dict[str, Any], list[str]]:
-    """The stage, the settings of the file given by `--config`, and the arguments without these two flags."""
+    """Returns the stage, the settings in the `--config` file, and the arguments without these two flags."""
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--stage", type=int)
     parser.add_argument("--config")
@@ -274,7 +274,7 @@ def stage_and_settings(arguments: list[str]) -> tuple[int | None, dict[str, Any]
     return stage, settings, rest
 
 
-# Where Transformers' own words are not true here.
+# Help texts that replace those of Transformers where these are wrong here.
 HELP = {
     "resume_from_checkpoint": "A checkpoint of the output folder to go on from. By default the last: the same command "
     "goes on by itself.",
@@ -284,12 +284,12 @@ HELP = {
 
 def parse_arguments(arguments: list[str] | None = None) -> tuple[StageArguments, TrainingArguments]:
     """
-    Arguments of a stage, by default those of the command line. A flag wins over the file given by `--config`, and that
-    over the stage's recipe.
+    Parses a stage's arguments, by default those of the command line. A flag overrides the file given by `--config`,
+    which overrides the stage's recipe.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: Settings that are unknown, out of range or do not go together.
+        FileNotFoundError: The settings file does not exist.
+        ValueError: A setting is unknown or out of range, or settings do not go together.
     """
     stage, settings, rest = stage_and_settings(sys.argv[1:] if arguments is None else arguments)
     parser = HfArgumentParser(
@@ -317,12 +317,12 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[StageArguments,
     training_arguments.disable_tqdm |= not sys.stderr.isatty()
     schedule, settings_of_schedule = training_arguments.lr_scheduler_type, training_arguments.lr_scheduler_kwargs
     if "min_lr" not in schedule and settings_of_schedule == COMMON["lr_scheduler_kwargs"]:
-        training_arguments.lr_scheduler_kwargs = None  # the recipe's are of its own schedule
+        training_arguments.lr_scheduler_kwargs = None  # the recipe's fit its own schedule only
     return stage_arguments, training_arguments
 
 
 def defaults_by_stage(parser: ArgumentParser) -> dict[str, Any]:
-    """The recipes' defaults for `--help` without a stage: of each stage where they differ."""
+    """Returns the recipes' defaults for `--help` without a stage, listed by stage where they differ."""
     recipes = {stage: recipe(stage) for stage in STAGES}
     shown = {}
     for name in {name for settings in recipes.values() for name in settings}:
@@ -334,7 +334,7 @@ def defaults_by_stage(parser: ArgumentParser) -> dict[str, Any]:
 
 
 def _in_one_sentence(error: ValueError) -> str:
-    """What `TrainingArguments` says of settings that do not go together, in the words of the flags."""
+    """Restates an error of `TrainingArguments` about settings that do not go together, in terms of the flags."""
     if "save and eval strategy to match" in str(error):
         return (
             "--eval_strategy and --save_strategy differ, but the best checkpoint is kept: give both, either epoch, or "
@@ -344,7 +344,7 @@ def _in_one_sentence(error: ValueError) -> str:
 
 
 def _check_training(stage: int, args: TrainingArguments) -> None:
-    """Refuse what `Trainer` would refuse later, with a traceback, or do otherwise than meant."""
+    """Refuses settings that `Trainer` would refuse later with a traceback, or would not apply as meant."""
     if args.push_to_hub and args.hub_strategy != HubStrategy.END:
         chosen = args.hub_strategy.value
         raise ValueError(f"--hub_strategy {chosen}: leave it out, the result is uploaded once, when it is finished.")
@@ -353,7 +353,7 @@ def _check_training(stage: int, args: TrainingArguments) -> None:
     metric = (args.metric_for_best_model or "").removeprefix("eval_")
     if metric not in STAGE_METRICS[stage]:
         raise ValueError(f"--metric_for_best_model {metric}: stage {stage} has {', '.join(STAGE_METRICS[stage])}.")
-    # `TrainingArguments` takes all but losses to be better the greater.
+    # `TrainingArguments` assumes that larger is better for everything but losses.
     args.greater_is_better = STAGE_METRICS[stage][metric]
     get_reporting_integration_callbacks(args.report_to)  # refuses unknown names
     for name in args.report_to:
@@ -364,7 +364,7 @@ def _check_training(stage: int, args: TrainingArguments) -> None:
 
 
 def _be_patient(stage: int, args: TrainingArguments) -> None:
-    """What `--patience` needs: a checkpoint at each evaluation, and the best of them as the result."""
+    """Ensures what `--patience` needs: a checkpoint at each evaluation, and the best of them as the result."""
     if args.eval_strategy != args.save_strategy or args.eval_strategy == "no":
         raise ValueError(
             "--patience needs a checkpoint at each evaluation: give --eval_strategy and --save_strategy the same, "

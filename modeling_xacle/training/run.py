@@ -1,4 +1,4 @@
-"""What `run_stage.py` assembles: the start, the trainer of a stage, and the end."""
+"""The building blocks of `run_stage.py`: the start, the trainer of a stage, and the end."""
 
 import os
 import shutil
@@ -44,7 +44,7 @@ logger = logging.get_logger(__name__)
 
 ADAPTER_FOLDER = "adapter"
 PARTIAL_FOLDER = ".partial"
-# Of an output folder: checkpoints, TensorBoard's and hidden files, what only a resumed run needs, and pickles.
+# Files of the output folder that stay there: checkpoints, TensorBoard's and hidden files, resuming's record, pickles.
 NOT_UPLOADED = ["checkpoint-*", "runs/*", "*tfevents*", ".*", SETTINGS_FILE]
 NOT_UPLOADED += ["*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt"]
 SHOWN_PROBLEMS = 20
@@ -56,11 +56,11 @@ SCRIPTS = {1: "prepare_aac.py", 2: "label_with_clap.py", 3: "prepare_xacle.py"}
 
 def check_processes(stage: StageArguments, args: TrainingArguments) -> None:
     """
-    Refuse to train several copies where one run on several processes was meant.
+    Refuse to train several copies where one run over several processes was meant.
 
     Raises:
-        ValueError: The launcher started more processes than train together, or not as many as asked for; or one
-            process would use several GPUs.
+        ValueError: The launcher started more processes than train together, or another number than was asked for; or
+            one process would use several GPUs.
     """
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if launched != args.world_size:
@@ -82,11 +82,11 @@ def check_processes(stage: StageArguments, args: TrainingArguments) -> None:
 
 def check_lists(stage: StageArguments, args: TrainingArguments, num_rows: int) -> None:
     """
-    Refuse lists of one pair, on which a loss that compares pairs is 0 and teaches nothing; else tell how long they are.
+    Refuse lists of one pair, on which a loss that compares pairs is 0 and teaches nothing; else log the list's size.
 
     Args:
-        stage (`StageArguments`), args (`TrainingArguments`): Tell the loss and what makes a list.
-        num_rows (`int`): Of the training split.
+        stage (`StageArguments`), args (`TrainingArguments`): The loss, and what makes a list.
+        num_rows (`int`): Rows in the training split.
 
     Raises:
         ValueError: A list, or the last of an epoch, would have one pair.
@@ -113,11 +113,11 @@ def check_lists(stage: StageArguments, args: TrainingArguments, num_rows: int) -
 
 def load_start(stage: StageArguments) -> tuple[PreTrainedModel, XacleProcessor]:
     """
-    The model a stage starts from, in fp32, and its processor.
+    Loads the model that a stage starts from, in fp32, and its processor.
 
     Raises:
-        FileNotFoundError: There is no such folder.
-        ValueError: A model of another kind, or one that lacks weights.
+        FileNotFoundError: The folder does not exist.
+        ValueError: The model is of another kind, or lacks weights.
     """
     source = stage.model
     if not Path(source).exists() and source.startswith("runs/"):
@@ -141,7 +141,7 @@ def load_start(stage: StageArguments) -> tuple[PreTrainedModel, XacleProcessor]:
             f"--model {source}: it computes no likelihoods, which --caption_weight needs; leave that out, or begin "
             "with `xacle init --caption-likelihood`."
         )
-    inner.calibration_scale, inner.calibration_offset = 1.0, 0.0  # of the earlier head
+    inner.calibration_scale, inner.calibration_offset = 1.0, 0.0  # the old calibration fits the old head
     processor = AutoProcessor.from_pretrained(source)
     check_agreement(inner, processor)
     return model, processor
@@ -149,15 +149,15 @@ def load_start(stage: StageArguments) -> tuple[PreTrainedModel, XacleProcessor]:
 
 def load_splits(stage: StageArguments, batch_size: int) -> tuple[Dataset, Dataset]:
     """
-    The training and the validation split of a stage, checked.
+    Loads and checks a stage's training and validation splits.
 
     Args:
         stage (`StageArguments`): Names them.
-        batch_size (`int`): Pairs of a step, over all processes.
+        batch_size (`int`): Pairs in a step, over all processes.
 
     Raises:
-        FileNotFoundError: There is no such dataset.
-        ValueError: A split that is missing, empty, without labels or too small, or rows with problems; they are listed.
+        FileNotFoundError: The dataset does not exist.
+        ValueError: A split is missing, empty, without labels or too small, or rows have problems, which are listed.
     """
     if not Path(stage.data).exists() and stage.data.startswith("data/"):
         raise FileNotFoundError(
@@ -172,7 +172,7 @@ def load_splits(stage: StageArguments, batch_size: int) -> tuple[Dataset, Datase
 
 
 def is_known(rows: Dataset, column: str) -> bool:
-    """Whether every row has a value in a column."""
+    """Returns True if every row has a value in the column."""
     return column in rows.column_names and not rows.data.column(column).null_count
 
 
@@ -209,7 +209,7 @@ def _checked_split(splits: DatasetDict, name: str, stage: StageArguments) -> Dat
 def make_cache(
     stage: StageArguments, model: nn.Module, processor: XacleProcessor, augment: SpecAugment | None
 ) -> AudioFeatureCache | None:
-    """The store of a stage's audio features, if it uses one."""
+    """Returns the stage's audio feature cache, or None."""
     if not stage.cache_audio_features:
         return None
     return AudioFeatureCache(
@@ -225,7 +225,7 @@ def make_trainer(
     train: Dataset,
     validation: Dataset,
 ) -> StageTrainer:
-    """The trainer of a stage, with its collator, cache and callbacks."""
+    """Builds the trainer of a stage, with its collator, cache and callbacks."""
     augment = SpecAugment(stage.mask_mel_bins, stage.mask_frames) if stage.augments else None
     cache = make_cache(stage, model, processor, augment)
     if cache is not None:
@@ -264,11 +264,11 @@ def make_trainer(
 
 class Validation(NamedTuple):
     """
-    What the weights of a finished stage give for the validation split.
+    The result of a finished stage on the validation split.
 
     Fields:
-        metrics (`dict[str, float]`): With the prefix `eval_`.
-        pairs (`tuple` of two `np.ndarray` of shape `(num_pairs,)`, *optional*): Scores and references of pairs.
+        metrics (`dict[str, float]`): Their names have the prefix `eval_`.
+        pairs (`tuple` of two `np.ndarray` of shape `(num_pairs,)`, *optional*): Scores and references; None in stage 1.
     """
 
     metrics: dict[str, float]
@@ -276,7 +276,7 @@ class Validation(NamedTuple):
 
 
 def validate(trainer: StageTrainer, stage: StageArguments) -> Validation:
-    """Validate the weights that were kept, in one pass, and calibrate the model where the stage does."""
+    """Validate the weights that were kept, in one pass, and calibrate the model if the stage does so."""
     found = trainer.predict(trainer.eval_dataset, metric_key_prefix="eval")
     if isinstance(trainer, CaptionTrainer):
         trainer.write_samples()
@@ -289,7 +289,7 @@ def validate(trainer: StageTrainer, stage: StageArguments) -> Validation:
 
 
 def calibrate(config: XacleConfig, logits: np.ndarray, labels: np.ndarray) -> None:
-    """Fit a scale to logits and labels `(num_pairs,)` and let the config apply it; the order of scores stays."""
+    """Fit a scale to logits and labels `(num_pairs,)` and let the config apply it; the scores keep their order."""
     try:
         config.calibration_scale, config.calibration_offset = fit_calibration(logits, labels)
     except ValueError as error:
@@ -303,10 +303,10 @@ def calibrate(config: XacleConfig, logits: np.ndarray, labels: np.ndarray) -> No
 def save_result(trainer: StageTrainer, stage: StageArguments) -> None:
     """
     Write the stage's model and processor to the output folder, as one plain model; adapters are merged into it and
-    also kept by themselves. The files are put there when all of them are written.
+    also saved separately. The files are moved there once all of them are written.
 
     Raises:
-        OSError: They could not be written; the output folder and its checkpoints are as they were.
+        OSError: They could not be written; the output folder and its checkpoints are unchanged.
     """
     output = Path(trainer.args.output_dir)
     partial = output / PARTIAL_FOLDER
@@ -327,7 +327,7 @@ def save_result(trainer: StageTrainer, stage: StageArguments) -> None:
 
 
 def tell_stop(output: Path) -> str:
-    """What is there of a run that was stopped, in one line: its last checkpoint, and how to go on."""
+    """Says in one line what a stopped run has saved, and how to go on."""
     checkpoints = [path for path in list_checkpoints(output) if is_complete(path)]
     if not checkpoints:
         return f"stopped: {output} has no checkpoint yet; the same command begins anew."
@@ -337,7 +337,7 @@ def tell_stop(output: Path) -> str:
 def push(stage: StageArguments, args: TrainingArguments) -> str:
     """
     Upload the output folder to `--hub_model_id` (by default a repository named like the folder): model, processor,
-    code, card and curves, but no checkpoints, logs or pickles. An upload that failed is done by the same command again.
+    code, card and curves, but no checkpoints, logs or pickles. The same command repeats a failed upload.
 
     Returns:
         The repository's address; "" on all processes but the first.

@@ -1,4 +1,4 @@
-"""The trainers of the stages, and what they watch."""
+"""The trainers of the stages, and their callbacks."""
 
 import math
 from contextlib import nullcontext
@@ -37,7 +37,7 @@ class EpochCallback(TrainerCallback):
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """In the middle of an epoch, `state.epoch` of a resumed run is a fraction."""
+        """Sets the epoch. A run resumed in the middle of one has a fraction in `state.epoch`."""
         self.rows.set_epoch(math.floor(state.epoch or 0))
 
 
@@ -52,7 +52,7 @@ class FiniteLossCallback(TrainerCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """`logs` may hold the training loss since the last log."""
+        """Checks the training loss since the last log, if `logs` holds it."""
         loss = (logs or {}).get("loss", 0.0)
         if not math.isfinite(loss):
             raise ValueError(
@@ -63,12 +63,12 @@ class FiniteLossCallback(TrainerCallback):
 
 class StageTrainer(Trainer):
     """
-    What the stages' trainers share: evaluations of whole splits, weight decay of all that is trained, as in the
-    published code, but for rows of an embedding, checkpoints that are whole or not at all, and no pickles in folders.
+    The part that all stages share: evaluations of whole splits, weight decay on all trained weights (as in the
+    published code) but single rows of an embedding, checkpoints that are never half written, and no pickled arguments.
     """
 
     def _get_dataloader(self, *args: Any, is_training: bool = False, **kwargs: Any) -> DataLoader:
-        """The last, incomplete list of an epoch is left out; `Trainer` would leave it out of evaluations too."""
+        """Leaves out the last, incomplete list of a training epoch; `Trainer` would leave it out of evaluations too."""
         drop_last = self.args.dataloader_drop_last
         self.args.dataloader_drop_last = drop_last and is_training
         try:
@@ -77,7 +77,7 @@ class StageTrainer(Trainer):
             self.args.dataloader_drop_last = drop_last
 
     def _get_train_sampler(self, *args: Any) -> Sampler | None:
-        """The last, incomplete list of an epoch is left out also where a list is accumulated over several batches."""
+        """Leaves out an epoch's last, incomplete list also where a list is accumulated over several batches."""
         sampler = super()._get_train_sampler(*args)
         if not (isinstance(sampler, RandomSampler) and self.args.dataloader_drop_last):
             return sampler
@@ -86,8 +86,8 @@ class StageTrainer(Trainer):
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """
-        All weights, norms and biases included, as in the published code; but not an embedding of which only some rows
-        are trained, because decay would move the others.
+        Returns all weights, norms and biases included, as in the published code; but not an embedding of which only
+        some rows are trained, because decay would move the others.
         """
         inner = alignment_model(model)
         names = [name for name, _ in model.named_parameters()]
@@ -111,9 +111,9 @@ class PairTrainer(StageTrainer):
     """
     Stages 2 and 3: a loss over lists of pairs, validated by rank correlation.
 
-    A loss that compares pairs sees all batches of an optimiser step as one list. So where batches are accumulated, a
-    first pass finds the logits of all of them without gradients; in the second, each batch's own logits take the place
-    of those that the first found, and the gradients add up to that of one large batch.
+    A loss that compares pairs sees all batches of an optimiser step as one list. If batches are accumulated, a first
+    pass computes all their logits without gradients; in the second, each batch replaces its part of them by logits with
+    gradients, and the gradients add up to those of one large batch.
 
     Args:
         stage (`StageArguments`): Names the loss and its scope.
@@ -125,9 +125,9 @@ class PairTrainer(StageTrainer):
         super().__init__(compute_metrics=self.metrics, **kwargs)
         self.list_loss = get_loss(stage.loss, stage.temperature, stage.one_sided)
         self.compares = stage.loss in COMPARING_LOSSES
-        self.batches: list[dict[str, torch.Tensor]] = []  # of the current step
+        self.batches: list[dict[str, torch.Tensor]] = []  # the current step's
         self.seen: list[torch.Tensor] = []  # their logits and labels, each (2, batch_size)
-        self.place = 0  # of the next batch
+        self.place = 0  # the next batch's index in the step
         self.global_list = stage.list_scope == "global"
         self.caption_weight = stage.caption_weight
 
@@ -138,7 +138,7 @@ class PairTrainer(StageTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """The loss of the list that a batch `(batch_size,)` is, or is a part of."""
+        """Returns the loss of the list that the batch `(batch_size,)` is, or belongs to."""
         if self.compares and len(self.batches) > 1 and not self.seen:
             self.see_batches(model)
         labels, is_own = inputs.pop("labels"), inputs.pop("is_own", None)
@@ -151,14 +151,14 @@ class PairTrainer(StageTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def get_batch_samples(self, *args: Any) -> tuple[list[dict[str, torch.Tensor]], torch.Tensor | int | None]:
-        """The batches of an optimiser step."""
+        """Returns the batches of an optimiser step, and keeps them for the first pass."""
         self.batches, count = super().get_batch_samples(*args)
         self.seen, self.place = [], 0
         return self.batches, count
 
     @torch.no_grad()
     def see_batches(self, model: nn.Module) -> None:
-        """The first pass over a step's batches; the second begins with the same seed, so that dropout draws alike."""
+        """Runs the first pass over a step's batches; the second starts from the same seed, for the same dropout."""
         seed = int(torch.randint(2**62, ()))
         torch.manual_seed(seed)
         for batch in self.batches:
@@ -171,8 +171,8 @@ class PairTrainer(StageTrainer):
 
     def widen(self, logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        Logits and labels `(batch_size,)` -> `(list_size,)`, those of the step's other batches included where they were
-        seen; gradients flow to the batch's own.
+        Logits and labels `(batch_size,)` -> `(list_size,)`: adds those of the step's other batches, if the first pass
+        computed them; gradients flow to the batch's own.
         """
         before, after = self.seen[: self.place], self.seen[self.place + 1 :]
         self.place += 1
@@ -186,7 +186,7 @@ class PairTrainer(StageTrainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[None, torch.Tensor, torch.Tensor]:
-        """No loss, which would depend on how the split falls into lists; logits and labels, each `(batch_size,)`."""
+        """Returns logits and labels, each `(batch_size,)`; a loss would depend on how the split falls into lists."""
         inputs = self._prepare_inputs(inputs)
         labels = inputs.pop("labels")
         inputs.pop("is_own", None)
@@ -195,7 +195,7 @@ class PairTrainer(StageTrainer):
         return None, logits, labels
 
     def scores_and_references(self, prediction: EvalPrediction) -> tuple[np.ndarray, np.ndarray]:
-        """Logits and labels `(num_pairs,)` on the 0-10 scale."""
+        """Returns logits and labels `(num_pairs,)` on the 0-10 scale."""
         config = self.accelerator.unwrap_model(self.model).config
         scores = config.logits_to_scores(prediction.predictions.astype(np.float64))
         references = (prediction.label_ids.astype(np.float64) + 1) * (config.score_max - config.score_min) / 2
@@ -204,16 +204,16 @@ class PairTrainer(StageTrainer):
         return scores, references + config.score_min
 
     def metrics(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Official metrics of the whole split."""
+        """Returns the official metrics of the whole split."""
         found = alignment_metrics(*self.scores_and_references(prediction))
         return {name.lower(): value for name, value in found.items() if name != "N"}
 
 
 def keep_captions(inputs: dict[str, torch.Tensor], prompt_length: int) -> dict[str, torch.Tensor]:
     """
-    Inputs of [`XacleForConditionalGeneration`] for the logits of the captions alone: `labels` of shape `(batch_size,
-    sequence_length)` lose the prompt, and each logit that is left predicts the label in its place. Most of a sequence
-    is sound, and the LM head is more than a third as large as all layers before it.
+    Restricts inputs of [`XacleForConditionalGeneration`] to the logits of the captions: `labels` of shape `(batch_size,
+    sequence_length)` lose the prompt, and each remaining logit predicts the label in its place. This pays because most
+    of a sequence is sound, and the LM head is more than a third as large as all layers before it.
     """
     labels = inputs["labels"]
     places = torch.arange(prompt_length, labels.shape[1], device=labels.device)
@@ -222,27 +222,27 @@ def keep_captions(inputs: dict[str, torch.Tensor], prompt_length: int) -> dict[s
 
 def caption_loss(outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int) -> torch.Tensor:
     """
-    Cross entropy of the captions, summed over a batch and divided by the tokens that count in the whole step, of all
-    processes and accumulated batches.
+    Returns the captions' cross entropy, summed over a batch and divided by the number of tokens that count in the
+    whole step, over all processes and accumulated batches.
 
     Args:
         outputs (`CausalLMOutputWithPast`): With `logits` `(batch_size, caption_length, vocab_size)`, as
             [`keep_captions`] asks for them.
-        labels (`torch.Tensor` of shape `(batch_size, caption_length)`): What each logit is to predict; -100 where
+        labels (`torch.Tensor` of shape `(batch_size, caption_length)`): What each logit should predict; -100 where
             nothing counts.
-        num_items_in_batch (`torch.Tensor` or `int`): Tokens of the step.
+        num_items_in_batch (`torch.Tensor` or `int`): Tokens that count in the step.
     """
     return token_losses(outputs.logits, labels).sum() / num_items_in_batch
 
 
 def token_losses(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross entropy `(batch_size, caption_length)` of each token; 0 where none is to be predicted."""
+    """Returns the cross entropy of each token, `(batch_size, caption_length)`; 0 where no token is predicted."""
     losses = cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="none")
     return losses.view_as(labels)
 
 
 class CaptionTrainer(StageTrainer):
-    """Stage 1: next-token cross entropy, validated by the perplexity of all tokens of a split, with sample captions."""
+    """Stage 1: next-token cross entropy, validated by perplexity over all tokens, with sample captions."""
 
     def __init__(self, stage: StageArguments, **kwargs: Any):
         super().__init__(compute_loss_func=caption_loss, compute_metrics=self.metrics, **kwargs)
@@ -260,7 +260,7 @@ class CaptionTrainer(StageTrainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[None, torch.Tensor, torch.Tensor]:
-        """Summed cross entropy and number of tokens of each caption, both `(batch_size,)`."""
+        """Returns each caption's summed cross entropy and number of tokens, both `(batch_size,)`."""
         inputs = self._prepare_inputs(inputs)
         labels = inputs.pop("labels")
         with torch.no_grad(), self.compute_loss_context_manager():
@@ -269,18 +269,18 @@ class CaptionTrainer(StageTrainer):
 
     @staticmethod
     def metrics(prediction: EvalPrediction) -> dict[str, float]:
-        """Mean over the tokens of a split, of `(num_captions,)` sums and numbers; perplexity is its exponential."""
+        """Returns the mean loss per token from `(num_captions,)` sums and counts, and perplexity, its exponential."""
         loss = float(prediction.predictions.astype(np.float64).sum() / prediction.label_ids.sum())
         return {"loss": loss, "perplexity": math.exp(loss)}
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As any trainer's, with captions written for some clips."""
+        """Evaluates as any trainer, and also captions some clips."""
         metrics = super().evaluate(*args, **kwargs)
         self.write_samples()
         return metrics
 
     def write_samples(self) -> None:
-        """Caption some clips of the validation split, greedily: to the log, and to a file of the output folder."""
+        """Caption some clips of the validation split greedily, into the log and a file in the output folder."""
         if not self.num_samples:
             return
         spacing = max(1, len(self.eval_dataset) // self.num_samples)  # neighbours are often captions of one clip
