@@ -1,14 +1,13 @@
 """The commands that make one of several tables of scores: `xacle ensemble` and `xacle submit`."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .. import evaluation
+from .. import data, evaluation
 from ..evaluation.methods import EnsembleMethod
-from .evaluate import TABLE, AsJson, Key, PredictionColumn, ReferenceColumn, columns_of
+from .options import TABLE, AsJson, Key, PredictionColumn, ReferenceColumn, columns_of, print_json
 
 
 def ensemble(
@@ -40,7 +39,8 @@ def ensemble(
     """Combine the scores of several systems, never fitting on the pairs that the result is judged by."""
     if weights is not None and (method or save_weights or leave_one_out):
         raise typer.BadParameter("--weights goes without --method, --save-weights and --leave-one-out")
-    evaluation.check_output(output, [*tables, reference, weights])
+    data.check_table_suffix(output)
+    data.check_outputs([output, save_weights], [*tables, reference, weights])
     columns = columns_of(key, prediction_column, reference_column)
     members = evaluation.read_members(tables, reference, **columns)
     method = method or "mean"
@@ -52,7 +52,7 @@ def ensemble(
         evaluation.save_weights(save_weights, method, members)
     evaluation.write_ensemble(output, members.table, combined, columns.get("prediction_columns", ()))
     if as_json:
-        typer.echo(json.dumps({**report, "output": str(output)}, indent=2, ensure_ascii=False))
+        print_json({**report, "output": str(output)})
     else:
         typer.echo(evaluation.ensemble_text(report), nl=False)
         typer.echo(f"{report['pairs']} pairs of {len(tables)} systems combined by {report['method']}: {output}")
@@ -83,10 +83,11 @@ def submit(
     """Check scores of the challenge's test set and pack them with a description of each system."""
     options = {"authors": author, "contact": contact, "external_data": external_data, "models": pretrained}
     described = evaluation.describe_systems(options, name or [], description or [], len(scores))
+    data.check_outputs([output], [*scores, reference, *(description or [])])
     files, warnings = evaluation.submit_tables(scores, described, output, reference)
     for warning in warnings:
         typer.echo(f"warning: {warning}", err=True)
     if as_json:
-        typer.echo(json.dumps({"output": str(output), "files": files, "warnings": warnings}, ensure_ascii=False))
+        print_json({"output": str(output), "files": files, "warnings": warnings}, indent=None)
     else:
         typer.echo(f"{', '.join(files)}: {output}")

@@ -1,13 +1,11 @@
 """`xacle info` and `xacle doctor`."""
 
-import json
 from typing import Annotated
 
 import typer
 
 from .. import DEFAULT_MODEL, scoring
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+from .options import AsJson, print_json
 
 
 def info(
@@ -17,8 +15,7 @@ def info(
 ) -> None:
     """Describe a model: parts and their licences, training, metrics, and the signature of its scores."""
     found = scoring.model_info(model, revision)
-    lines = [json.dumps(found, indent=2, ensure_ascii=False)] if as_json else scoring.info_lines(found)
-    typer.echo("\n".join(lines))
+    print_json(found) if as_json else typer.echo("\n".join(scoring.info_lines(found)))
 
 
 def doctor(
@@ -32,7 +29,6 @@ def doctor(
         typer.echo(scoring.write_expected())
         return
     report = scoring.diagnose()
-    lines = [json.dumps(report, indent=2, ensure_ascii=False)] if as_json else scoring.report_lines(report)
-    typer.echo("\n".join(lines))
+    print_json(report) if as_json else typer.echo("\n".join(scoring.report_lines(report)))
     if not report["healthy"]:
         raise typer.Exit(1)

@@ -1,37 +1,18 @@
 """The commands that judge scores: `xacle evaluate`, `xacle compare` and `xacle calibrate`."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from .. import data, evaluation
 from ..evaluation.methods import CalibrationMethod
-
-TABLE = "CSV, TSV, JSON lines or Parquet file"
+from .options import TABLE, AsJson, Key, PredictionColumn, ReferenceColumn, columns_of, print_json
 
 Reference = Annotated[Path, typer.Argument(help="Table of the listeners' mean scores, one row a pair.")]
-Key = Annotated[
-    list[str] | None,
-    typer.Option(help="Column that tells rows apart; may be repeated. Default: id, or else the sound (and caption)."),
-]
-PredictionColumn = Annotated[
-    str | None, typer.Option(help="Column of the predictions. Default: pred_score, prediction_score or score.")
-]
-ReferenceColumn = Annotated[
-    str | None, typer.Option(help="Column of the listeners' means. Default: average_score, ... or score.")
-]
 Resamples = Annotated[int, typer.Option(min=1, help="Resamples of the bootstrap, and swaps of the permutation test.")]
 Seed = Annotated[int, typer.Option(help="Random seed.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-
-def columns_of(key: list[str] | None, prediction: str | None, reference: str | None) -> dict[str, Any]:
-    """The options that name columns, as the readers of score tables take them."""
-    chosen = {"prediction_columns": prediction and [prediction], "reference_columns": reference and [reference]}
-    return {"key_columns": key or None, **{name: value for name, value in chosen.items() if value}}
 
 
 def warn_of_dropped(pairs: "evaluation.EvaluationPairs") -> None:
@@ -69,6 +50,7 @@ def evaluate(
 ) -> None:
     """The official metrics with 95 % intervals, by groups, and a report with pictures."""
     columns = columns_of(key, prediction_column, reference_column)
+    data.check_outputs([output], [prediction, reference, ratings])
     if output is not None:
         evaluation.check_report_folder(output)
     pairs = evaluation.read_pairs(prediction, reference, official, **columns)
@@ -78,7 +60,7 @@ def evaluate(
     if output is not None:
         evaluation.write_report(pairs, result, output, audio_dir, worst)
         typer.echo(f"report: {output / evaluation.REPORT_FILE}", err=True)
-    typer.echo(json.dumps(result, indent=2) if as_json else evaluation.evaluation_text(result))
+    print_json(result) if as_json else typer.echo(evaluation.evaluation_text(result))
 
 
 def compare(
@@ -100,7 +82,7 @@ def compare(
     if systems.num_dropped:
         typer.echo(f"warning: {systems.num_dropped} pairs have no score in some table and were dropped", err=True)
     result = evaluation.compare_systems(systems, resamples, seed, differences)
-    typer.echo(json.dumps(result, indent=2, ensure_ascii=False) if as_json else evaluation.comparison_text(result))
+    print_json(result) if as_json else typer.echo(evaluation.comparison_text(result))
 
 
 def calibrate(
@@ -126,6 +108,7 @@ def calibrate(
 ) -> None:
     """Fit a map of scores onto the listeners' scale on a validation table, and store it or apply it."""
     check_calibrate_options(prediction, reference, load, apply, model, diagram)
+    data.check_outputs([output, diagram], [prediction, reference, load, apply, model])
     if apply is not None:
         data.check_table_suffix(output)
     columns, report = columns_of(key, prediction_column, reference_column), None
@@ -146,7 +129,7 @@ def calibrate(
         picture = evaluation.draw_reliability(found, pairs.predictions, pairs.references)
         data.write_whole(diagram, evaluation.figure_bytes(picture, diagram.suffix[1:]))
     if as_json:
-        typer.echo(json.dumps({"map": asdict(found), "metrics": report, "output": str(output)}, indent=2))
+        print_json({"map": asdict(found), "metrics": report, "output": str(output)})
     else:
         typer.echo("\n\n".join([*([evaluation.calibration_text(report)] if report else []), f"{found}: {output}"]))
 

@@ -19,6 +19,7 @@ SETTINGS = {
     "pretty_exceptions_enable": False,
     "context_settings": {"help_option_names": ["-h", "--help"]},
 }
+LONGEST_MESSAGE = 1000
 app = typer.Typer(help="How well does a sound match a caption?", **SETTINGS)
 convert = typer.Typer(help="Convert published checkpoints to folders that from_pretrained loads.", **SETTINGS)
 COMMANDS = (score, evaluate, compare, calibrate, ensemble, submit, rank, matrix, init, info, doctor)
@@ -47,6 +48,13 @@ def options(
     """How well does a sound match a caption?"""
 
 
+def one_line(message: str) -> str:
+    """A message, which may repeat what a broken file holds, in one line that a terminal can show."""
+    line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in " ".join(message.split()))
+    half = LONGEST_MESSAGE // 2
+    return line if len(line) <= LONGEST_MESSAGE else f"{line[:half]} ... {line[-half:]}"
+
+
 def main() -> None:
     """Run the command; a user's mistake ends in one line and exit code 1, without a traceback."""
     os.environ.setdefault("TQDM_DISABLE", "1")  # bars that do not ask for themselves, as Transformers' of loading
@@ -55,5 +63,5 @@ def main() -> None:
     try:
         app()
     except (ValueError, TypeError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(f"error: {one_line(str(error))}", err=True)
         sys.exit(1)

@@ -1,14 +1,24 @@
 """The commands for many sounds or captions at once: `xacle rank` and `xacle matrix`."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from .. import DEFAULT_MODEL, data, scoring
-from .evaluate import TABLE
-from .score import AsJson, Device, Dtype, MapCosine, Model, Precision, Processor, Revision, check_device
+from .options import (
+    TABLE,
+    AsJson,
+    Device,
+    Dtype,
+    MapCosine,
+    Model,
+    Precision,
+    Processor,
+    Revision,
+    check_device,
+    print_json,
+)
 
 BatchSize = Annotated[int, typer.Option(min=1, help="Sounds loaded at a time.")]
 
@@ -33,7 +43,7 @@ def rank(
     align = scoring.load_scorer(model, device, dtype.value, revision, processor, map_cosine)
     ranked = scoring.rank_pairs(align, list(map(str, audio)), text, batch_size)[:top]
     if as_json:
-        typer.echo(json.dumps(ranked, indent=2, ensure_ascii=False))
+        print_json(ranked)
         return
     for result in ranked:
         typer.echo(f"{result['rank']}\t{result['score']:.2f}\t{result['text' if len(text) > 1 else 'audio']}")
@@ -63,6 +73,7 @@ def matrix(
         raise typer.BadParameter("give either sounds or --audio-dir")
     if heat_map is not None:
         scoring.check_picture(heat_map)
+    data.check_outputs([output, heat_map], [texts, *(audio or [])])
     check_device(device)
     paths = list(map(str, audio or scoring.list_audio(audio_dir)))
     captions = scoring.read_texts(texts)
@@ -76,7 +87,7 @@ def matrix(
     if heat_map is not None:
         scoring.draw_heat_map(scores, [Path(path).name for path in paths], captions, heat_map)
     if as_json:
-        typer.echo(json.dumps({"audio": paths, "text": captions, "scores": scores.tolist()}, ensure_ascii=False))
+        print_json({"audio": paths, "text": captions, "scores": scores.tolist()}, indent=None)
     elif output is not None:
         typer.echo(f"{len(paths)} sounds with {len(captions)} captions scored: {output}")
     else:

@@ -1,32 +1,30 @@
 """`xacle score`: one pair, or a table."""
 
-import json
 import os
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .. import DEFAULT_MODEL, data, scoring
+from .options import (
+    AsJson,
+    Device,
+    Dtype,
+    MapCosine,
+    Model,
+    Precision,
+    Processor,
+    Revision,
+    check_device,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from ..pipeline_xacle import AudioTextAlignmentPipeline
 
 SOME_ROWS_FAILED = 3
 MOST_WORKERS = 16
-
-Dtype = Enum("Dtype", {name: name for name in ("float32", "bfloat16", "float16")}, type=str)
-
-
-def check_device(device: str | None) -> None:
-    """Refuse a device that this machine does not have, before anything is loaded."""
-    import torch
-
-    try:
-        torch.empty(0, device=None if device == "auto" else device)
-    except (RuntimeError, AssertionError) as error:
-        raise typer.BadParameter(f"--device {device}: {str(error).splitlines()[0]}") from error
 
 
 def parse_batch_size(value: str) -> str:
@@ -57,17 +55,6 @@ Out = Annotated[
     Path | None,
     typer.Option("--output", "-o", help="File to write for a table: CSV, TSV, JSONL, Parquet; OUT.json tells how."),
 ]
-Model = Annotated[
-    str,
-    typer.Option(
-        show_default="the bundled one", help="Folder or Hub id of a xacle model, or of any CLAP model (zero-shot)."
-    ),
-]
-Revision = Annotated[str | None, typer.Option(help="Revision of a Hub id.")]
-Processor = Annotated[str | None, typer.Option(help="Processor of a CLAP model that comes without one.")]
-MapCosine = Annotated[bool, typer.Option("--map-cosine", help="Map a CLAP model's cosine to 0-10: (c + 1) * 5.")]
-Device = Annotated[str, typer.Option(help="auto (an accelerator if there is one), cpu, cuda, cuda:1, mps.")]
-Precision = Annotated[Dtype, typer.Option(help="Precision to compute in.")]
 BatchSize = Annotated[
     str,
     typer.Option(callback=parse_batch_size, help="Pairs at a time; auto: what the device holds."),
@@ -80,8 +67,10 @@ Signature = Annotated[bool, typer.Option("--signature", help="Add a column that 
 Xacle = Annotated[bool, typer.Option("--xacle", help="Write the challenge's wav_file_name,pred_score alone.")]
 Prefix = Annotated[str, typer.Option(help="Put before the names of the columns that are added.")]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first row that cannot be scored.")]
+Verify = Annotated[
+    bool, typer.Option("--verify", help="Compare contents, not only sizes and times, of clips scored earlier.")
+]
 Restart = Annotated[bool, typer.Option("--restart", help="Forget earlier runs, and replace what is at the output.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 def score(
@@ -108,6 +97,7 @@ def score(
     xacle: Xacle = False,
     prefix: Prefix = "",
     strict: Strict = False,
+    verify: Verify = False,
     restart: Restart = False,
     as_json: AsJson = False,
 ) -> None:
@@ -116,7 +106,8 @@ def score(
 
     A table keeps its rows, their order and columns, and gets `score`, `status`
     (ok, padded, cut, windowed, error: reason) and `notes`. The same command
-    continues a run that was killed, and tries rows with errors again.
+    continues a run that was killed, tries rows with errors again, and scores
+    anew what has changed.
 
     Exit codes: 0 all rows have a score; 3 some have none; 1 unusable input;
     2 mistake in the command.
@@ -132,7 +123,8 @@ def score(
     if one_pair:
         print_pairs(scoring.load_scorer(model, device, **scorer), audio, text, as_json, return_windows=windows, **spans)
         return
-    flags = {"windows": windows, "signature": signature, "xacle": xacle, "strict": strict, "restart": restart}
+    flags = {"windows": windows, "signature": signature, "xacle": xacle, "strict": strict}
+    flags |= {"verify": verify, "restart": restart}
     options = scoring.TableOptions(as_number(batch_size), workers, prefix=prefix, **spans, **flags)
     columns = {"audio_column": audio_column, "text_column": text_column, "audio_dir": audio_dir, "split": split}
     run_table(pairs, columns, output, options, model, device, scorer, as_json)
@@ -165,13 +157,11 @@ def print_report(report: "scoring.ScoringReport", as_json: bool) -> None:
     """One line on stdout; on stderr, what to do about rows without a score."""
     failed = report.counts["error"]
     if failed:
-        typer.echo(
-            f"{failed} rows have no score, see their status; the same command tries them again (until then "
-            f"{report.output}.work stays).",
-            err=True,
-        )
+        typer.echo(f"{failed} rows have no score, see their status; the same command tries them again.", err=True)
     words = f"{report.rows - failed} of {report.rows} pairs scored" if failed else f"{report.rows} pairs scored"
-    typer.echo(json.dumps(report.as_dict(), ensure_ascii=False) if as_json else f"{words}: {report.output}")
+    if report.was_complete:
+        words = "already complete, nothing scored"
+    print_json(report.as_dict(), indent=None) if as_json else typer.echo(f"{words}: {report.output}")
 
 
 def print_pairs(
@@ -179,8 +169,9 @@ def print_pairs(
 ) -> None:
     """Print one sound's score for one caption, or a line for each of several."""
     results = align({"audio": str(audio), "text": texts}, **call_arguments)
+    scoring.check_finite(results, str(audio))
     if as_json:
-        typer.echo(json.dumps(results if len(texts) > 1 else results[0], indent=2, ensure_ascii=False))
+        print_json(results if len(texts) > 1 else results[0])
         return
     for result in results:
         typer.echo(f"{result['score']:.2f}" if len(texts) == 1 else f"{result['score']:.2f}\t{result['text']}")

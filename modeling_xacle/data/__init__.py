@@ -6,7 +6,7 @@ __getattr__, __dir__, __all__ = room(
     __name__,
     {
         "columns": ["FEATURES", "PREDICTION_COLUMNS", "clean_caption", "find_column"],
-        "files": ["write_whole"],
+        "files": ["check_outputs", "json_text", "write_whole"],
         "pairs": ["check_rows", "dataset_licence", "load_pairs", "make_dataset", "save_dataset", "unusable_audio"],
         "sources": ["STDIN", "PairSource"],
         "tables": ["check_table_suffix", "read_table", "csv_text", "write_table"],

@@ -1,33 +1,35 @@
-"""How files and folders are written: whole or not at all, and with the permissions that any other file gets."""
+"""Writes files and folders whole or not at all, and with the permissions that any other file gets."""
 
 import hashlib
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import SoftFileLock, Timeout
 from huggingface_hub import metadata_load
 from safetensors import SafetensorError
 
-# What PyTorch's writer says of a disk that is full, in an exception of no class of its own.
+# Words in the error that PyTorch's writer raises if the disk is full; it has no class of its own.
 WRITER_FAILED = ("PytorchStreamWriter", "inline_container")
 
 
 @contextmanager
 def saving(folder: Path) -> Iterator[None]:
     """
-    Surrounds the writing of a folder. If that fails, the folder is removed; if not, its files get ordinary permissions,
-    since safetensors creates its own for their owner alone.
+    Surrounds the writing of a folder. If that fails, the folder is removed; otherwise its files get ordinary
+    permissions, since safetensors makes its files readable for their owner only.
 
     Args:
         folder (`Path`): Everything in it is written inside the context.
 
     Raises:
-        OSError: It could not be written: the disk is full, say.
+        OSError: It could not be written, for example because the disk is full.
     """
     try:
         yield
@@ -55,7 +57,7 @@ def give_ordinary_permissions(folder: Path) -> None:
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """A file beside the one to write; at the end, and not before, it takes that one's place."""
+    """Gives a file beside the one to write, which takes that one's place when the context ends without an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
@@ -67,23 +69,68 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 
 def write_whole(path: str | Path, content: str | bytes) -> None:
-    """Write a file that is there whole or not at all; an earlier one stays until then."""
+    """Write a file, whole or not at all; an earlier one stays until then."""
     with whole_file(path) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def parse_json(text: str, place: str | Path) -> Any:
+    """
+    What a JSON text holds.
+
+    Args:
+        text (`str`): The text.
+        place (`str` or `Path`): Where it stands, for the message.
+
+    Raises:
+        ValueError: It is no JSON, or is nested more deeply than Python follows.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{place}: not JSON ({error}).") from error
+
+
+def read_json(file: str | Path) -> Any:
+    """
+    What a JSON file holds.
+
+    Raises:
+        ValueError: It is no JSON in UTF-8.
+        OSError: It cannot be read.
+    """
+    try:
+        return parse_json(Path(file).read_text(encoding="utf-8-sig"), file)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: not UTF-8 ({error}).") from error
+
+
+def json_text(content: Any, indent: int | None = None) -> str:
+    """Strict JSON, in which a number that is none (the correlation of scores that are all the same) is `null`."""
+    return json.dumps(_without_nan(content), indent=indent, ensure_ascii=False, allow_nan=False, default=str)
+
+
+def _without_nan(content: Any) -> Any:
+    """The same content, of mappings, sequences and plain values, with `None` for NaN and infinity."""
+    if isinstance(content, Mapping):
+        return {name: _without_nan(value) for name, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return list(map(_without_nan, content))
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
 def write_json(file: Path, content: Any) -> None:
     """Write a JSON file, whole or not at all."""
-    write_whole(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_whole(file, json_text(content, indent=2) + "\n")
 
 
 CARD = "README.md"
-# Key of the card's metadata with the checksums of what `save_dataset` wrote: it replaces its own work and nothing else.
+# Metadata key of the card for the checksums of what `save_dataset` wrote: it replaces its own work and nothing else.
 MANIFEST = "xacle_files"
 
 
 def check_replaceable(output: Path) -> None:
-    """Refuse to replace what is not a dataset of `save_dataset`, or holds files that somebody added."""
+    """Refuse to replace what `save_dataset` did not write, or a dataset to which somebody added files."""
     if is_free(output):
         return
     card = output / CARD
@@ -96,27 +143,85 @@ def check_replaceable(output: Path) -> None:
 
 
 def read_metadata(card: Path) -> dict[str, Any]:
-    """The metadata of a dataset's card; nothing if there is no card."""
+    """Returns the metadata of a dataset's card; an empty dict if there is no card."""
     try:
         return (metadata_load(card) or {}) if card.is_file() else {}
     except yaml.YAMLError as error:
         raise ValueError(f"{card}: its metadata, between the lines of three hyphens, is no YAML ({error}).") from error
 
 
+def check_outputs(outputs: Iterable[str | Path | None], inputs: Iterable[str | Path | None]) -> None:
+    """
+    Refuse to write over what a command reads, however the paths are spelled.
+
+    Args:
+        outputs (iterable of paths): Files to write, and folders to replace; those that are `None` are left out.
+        inputs (iterable of paths): What is read, as files or folders.
+
+    Raises:
+        ValueError: An output is an input, or a folder that holds one; or two outputs are the same.
+    """
+    written, read = ([Path(path) for path in paths if path is not None] for paths in (outputs, inputs))
+    for number, output in enumerate(written):
+        for source in read:
+            if _is_same(output, source) or any(_is_same(output, folder) for folder in _real(source).parents):
+                raise ValueError(f"{output}: would be written over the input {source}; choose another output.")
+        for other in written[:number]:
+            if _is_same(output, other):
+                raise ValueError(f"{output}: is named for two outputs; choose another name for one.")
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    """Returns True if two paths lead to the same file or folder, by links or in letters of another case too."""
+    if _real(path) == _real(other):
+        return True
+    return path.exists() and other.exists() and path.samefile(other)
+
+
+def _real(path: Path) -> Path:
+    """The path without links; a loop of links is left as it is."""
+    return Path(os.path.realpath(path))
+
+
+@contextmanager
+def held(output: str | Path) -> Iterator[None]:
+    """
+    Holds an output for this process alone, by the file `OUT.lock`; that of a process that was killed does not count.
+
+    Raises:
+        ValueError: Another process holds the output; the message says which, and on what machine.
+    """
+    lock = SoftFileLock(f"{output}.lock", timeout=0)
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        holder = Path(lock.lock_file).read_text(encoding="utf-8").splitlines()
+        process, machine = holder[:2] if len(holder) > 1 else ("unknown", "unknown")
+        raise ValueError(
+            f"{output}: is being written by process {process} on {machine}; wait for it, or choose another output. If "
+            f"there is no such process any more, delete {lock.lock_file}."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def is_free(output: Path) -> bool:
-    """Whether nothing would be lost there: no file, or an empty folder."""
+    """Returns True if writing there would lose nothing: nothing exists there, or only an empty folder."""
     return not output.exists() or (output.is_dir() and not any(output.iterdir()))
 
 
 def file_digest(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal digits."""
+    """Returns the SHA-256 of a file's bytes, in hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
 def whole_folder(output: Path) -> Iterator[Path]:
-    """A folder beside the output to write into; at the end, and not before, it takes the output's place."""
+    """Gives a folder beside the output to write into, which takes the output's place at the end, not before."""
     with unfinished_folder(output) as partial:
         yield partial
         replace_folder(partial, output)
@@ -124,9 +229,9 @@ def whole_folder(output: Path) -> Iterator[Path]:
 
 @contextmanager
 def unfinished_folder(output: Path) -> Iterator[Path]:
-    """A folder beside the output for work in progress; gone when that is done, or when the next run begins."""
+    """Gives a folder beside the output for work in progress; it is removed at the end, or when the next run begins."""
     folder = output.absolute().with_name(f".{output.name}.partial")
-    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+    shutil.rmtree(folder, ignore_errors=True)  # left by a killed run
     folder.mkdir(parents=True)
     try:
         yield folder
@@ -135,7 +240,7 @@ def unfinished_folder(output: Path) -> Iterator[Path]:
 
 
 def replace_folder(partial: Path, output: Path) -> None:
-    """Put the finished folder in its place; an earlier one is moved away first and removed last."""
+    """Put the finished folder in its place; an earlier one is moved aside first and removed last."""
     earlier = output.with_name(f".{output.name}.earlier")
     shutil.rmtree(earlier, ignore_errors=True)
     if output.exists():

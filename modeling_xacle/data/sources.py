@@ -47,10 +47,12 @@ class Clip:
     Fields:
         audio: What `load_waveform` takes, or `None` where the row names no sound.
         rows (`list[PairRow]`): At least one.
+        state (`dict`, *optional*): What tells its file from other versions of it, once it was read.
     """
 
     audio: Any
     rows: list[PairRow] = field(default_factory=list)
+    state: dict[str, Any] | None = None
 
 
 class PairSource:
@@ -88,6 +90,7 @@ class PairSource:
         if audio_dir is not None and not Path(audio_dir).is_dir():
             raise FileNotFoundError(f"{audio_dir}: no such folder of sounds.")
         self.dataset: Dataset | None = None
+        self.path: Path | None = None
         if str(source) == STDIN or Path(source).is_file() or Path(source).suffix.lower() in FORMATS:
             self.path = _copy_of_stdin(self) if str(source) == STDIN else Path(source)
             self.folder = Path(audio_dir or (Path() if str(source) == STDIN else self.path.parent)).absolute()

@@ -1,8 +1,7 @@
-"""Tables as files. `FORMATS` is the one place that knows a format; a file's suffix chooses it."""
+"""Reads and writes table files. A file's suffix chooses its format; only `FORMATS` knows the formats."""
 
 import csv
 import io
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -15,17 +14,18 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from .files import whole_file
+from .files import json_text, parse_json, whole_file
 
-ROWS_PER_READ = 100  # of Parquet: clips of ten seconds may be in it
+ROWS_PER_READ = 100  # of Parquet, which may hold clips of ten seconds
 ROWS_PER_CHUNK = 10_000
+LARGEST_CELL = 2**27  # characters, in CSV; the default of 2**17 is less than what is written here
 
 Row = Mapping[str, Any]
 
 
 def read_table(path: str | Path) -> tuple[list[str], Iterator[tuple[int, dict[str, Any]]]]:
     """
-    Columns of a table, and its rows, read as they are asked for, each with the number of its (last) line.
+    Returns the columns of a table and an iterator over its rows, each with the number of its (last) line.
 
     Args:
         path (`str` or `Path`): A UTF-8 file: CSV or TSV (`.tsv`) with a header line, or JSON lines (`.jsonl`), whose
@@ -33,7 +33,7 @@ def read_table(path: str | Path) -> tuple[list[str], Iterator[tuple[int, dict[st
             Values of CSV and TSV are strings, those of the others plain Python values.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: The file does not exist.
         ValueError: The file is not UTF-8, not Parquet or has no rows; a column occurs twice; a quote is broken; a row
             has more or fewer fields than the header; a line is not a JSON object with the keys of the first.
     """
@@ -51,14 +51,14 @@ def read_table(path: str | Path) -> tuple[list[str], Iterator[tuple[int, dict[st
 
 def write_table(path: str | Path, rows: Iterable[Row]) -> None:
     """
-    Write a table in the format that the file's suffix names, whole or not at all.
+    Write a table in the format of the file's suffix, whole or not at all.
 
     Args:
         path (`str` or `Path`): CSV, TSV, JSON lines or Parquet file.
-        rows (iterable of mappings): At least one; the table has all columns that any of them has.
+        rows (iterable of mappings): At least one; the table has every column that any row has.
 
     Raises:
-        ValueError: Another suffix; or Parquet cannot hold a column, because its values are of several kinds.
+        ValueError: The suffix is unknown, or Parquet cannot hold a column because its values are of several kinds.
     """
     rows = list(rows)
     columns = list(dict.fromkeys(name for row in rows for name in row))
@@ -70,15 +70,15 @@ def write_table(path: str | Path, rows: Iterable[Row]) -> None:
 @contextmanager
 def table_writer(path: str | Path, columns: Sequence[str]) -> Iterator[Callable[[Row], Any]]:
     """
-    A function that writes a row, in the format that the file's suffix names; the table is there whole when the context
-    ends, or not at all.
+    Gives a function that writes one row, in the format of the file's suffix. When the context ends, the table is there
+    whole, or not at all.
 
     Raises:
-        ValueError: Another suffix; or Parquet cannot hold a column, because its values are of several kinds.
+        ValueError: The suffix is unknown, or Parquet cannot hold a column because its values are of several kinds.
     """
     check_table_suffix(path)
     form = FORMATS[Path(path).suffix.lower()]
-    # A caption may hold half of a character: as text that is written as in "\ud83d".
+    # A caption may hold half of a character, which text files write as "\ud83d".
     text = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""} if form.is_text else {}
     try:
         with (
@@ -106,7 +106,7 @@ def check_table_suffix(path: str | Path) -> None:
 
 
 def csv_text(rows: Sequence[Row]) -> str:
-    """Rows with the same keys as CSV."""
+    """Returns rows, all with the same keys, as CSV."""
     file = io.StringIO(newline="")
     with _csv_writer(file, list(rows[0])) as write:
         for row in rows:
@@ -115,14 +115,14 @@ def csv_text(rows: Sequence[Row]) -> str:
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
-    """Rows with the same keys as a Markdown table."""
+    """Returns rows, all with the same keys, as a Markdown table."""
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(row.values() for row in rows)]
     cells = [[str(value).replace("|", "\\|").replace("\n", " ") for value in line] for line in lines]
     return "\n".join("| " + " | ".join(line) + " |" for line in cells)
 
 
 def _decoded(path: str | Path, lines: Iterator[Any]) -> Iterator[Any]:
-    """The header and the rows, with what goes wrong in decoding told in words."""
+    """Yields the header and the rows, and explains in words what goes wrong in decoding."""
     count = 0
     try:
         for line in lines:
@@ -134,14 +134,15 @@ def _decoded(path: str | Path, lines: Iterator[Any]) -> Iterator[Any]:
         ) from error
     except csv.Error as error:
         raise ValueError(f"{path}: not a sound CSV file, a quote may be missing ({error}).") from error
-    except pa.ArrowInvalid as error:
+    except pa.ArrowException as error:
         raise ValueError(f"{path}: not a sound Parquet file ({error}).") from error
     if count == 1:
         raise ValueError(f"{path}: the table has a header but no rows.")
 
 
 def _csv_rows(path: str | Path, delimiter: str = ",") -> Iterator[Any]:
-    """The header, then line numbers and rows of a CSV file."""
+    """Yields the header, then line numbers and rows of a CSV file."""
+    csv.field_size_limit(LARGEST_CELL)
     with open(path, encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, delimiter=delimiter, strict=True)
         columns = [name.strip() for name in next(reader, [])]
@@ -157,24 +158,24 @@ def _csv_rows(path: str | Path, delimiter: str = ",") -> Iterator[Any]:
 
 
 def _parquet_rows(path: str | Path) -> Iterator[Any]:
-    """The column names, then numbers from 1 and rows of a Parquet file, a few in memory at a time."""
-    with pq.ParquetFile(path) as file:
-        yield file.schema_arrow.names
-        batches = file.iter_batches(batch_size=ROWS_PER_READ)
-        yield from enumerate(chain.from_iterable(batch.to_pylist() for batch in batches), 1)
+    """Yields the column names, then numbers from 1 and rows of a Parquet file; holds only a few in memory."""
+    try:
+        with pq.ParquetFile(path) as file:
+            yield file.schema_arrow.names
+            batches = file.iter_batches(batch_size=ROWS_PER_READ)
+            yield from enumerate(chain.from_iterable(batch.to_pylist() for batch in batches), 1)
+    except OSError as error:  # so Arrow says that the file is broken, besides its own exceptions
+        raise pa.ArrowInvalid(str(error)) from error
 
 
 def _json_rows(path: str | Path) -> Iterator[Any]:
-    """The keys of the first line, then line numbers and rows of a JSON lines file."""
+    """Yields the keys of the first line, then line numbers and rows of a JSON lines file."""
     columns: list[str] = []
     with open(path, encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not JSON ({error}).") from error
+            row = parse_json(line, f"{path}, line {number}")
             if not isinstance(row, dict):
                 raise ValueError(f"{path}, line {number}: a JSON object is needed, not {type(row).__name__}.")
             if not columns:
@@ -187,16 +188,16 @@ def _json_rows(path: str | Path) -> Iterator[Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A value of a row without the bytes of a sound: the path stands for it."""
+    """Returns a value without the bytes of a sound, for which its path stands."""
     if isinstance(value, Mapping) and set(value) == {"bytes", "path"}:
         return value["path"]
     return None if isinstance(value, bytes) else value
 
 
 def _cell(value: Any) -> Any:
-    """A value as CSV holds it: lists and objects as JSON."""
+    """Returns a value as CSV holds it: lists and objects as JSON."""
     value = _plain(value)
-    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, (list, dict)) else value
+    return json_text(value) if isinstance(value, (list, dict)) else value
 
 
 @contextmanager
@@ -205,7 +206,7 @@ def _csv_writer(file: IO[str], columns: Sequence[str], delimiter: str = ",") -> 
     quoted = csv.writer(file, delimiter=delimiter, lineterminator="\n", quoting=csv.QUOTE_ALL)
 
     def write(cells: Sequence[Any]) -> None:
-        """A carriage return ends a line too, but `csv` quotes a cell for line feeds alone."""
+        """Quotes carriage returns too: they also end a line, but `csv` quotes a cell for line feeds alone."""
         (quoted if any(isinstance(cell, str) and "\r" in cell for cell in cells) else plain).writerow(cells)
 
     write(columns)
@@ -214,19 +215,24 @@ def _csv_writer(file: IO[str], columns: Sequence[str], delimiter: str = ",") -> 
 
 @contextmanager
 def _json_writer(file: IO[str], columns: Sequence[str]) -> Iterator[Callable[[Row], Any]]:
-    yield lambda row: file.write(  # also keys that the first row does not have
-        json.dumps({name: _plain(value) for name, value in row.items()}, ensure_ascii=False, default=str) + "\n"
+    yield lambda row: file.write(  # also writes keys that the first row lacks
+        json_text({name: _plain(value) for name, value in row.items()}) + "\n"
     )
+
+
+def _whole_characters(value: Any) -> Any:
+    """Half of a character in a text is written as in "\\ud83d", as in the formats that are text."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
 @contextmanager
 def _parquet_writer(file: IO[bytes], columns: Sequence[str]) -> Iterator[Callable[[Row], Any]]:
-    """The types of the columns are known when all rows are: until then these wait in memory, as Arrow holds them."""
+    """Keeps all rows in memory, as Arrow tables, because only all rows together tell the types of the columns."""
     rows: list[dict[str, Any]] = []
     chunks: list[pa.Table] = []
 
     def write(row: Row) -> None:
-        rows.append({name: _plain(row[name]) for name in columns})
+        rows.append({name: _whole_characters(_plain(row[name])) for name in columns})
         if len(rows) == ROWS_PER_CHUNK:
             chunks.append(pa.Table.from_pylist(rows))
             rows.clear()
@@ -243,8 +249,8 @@ class Format:
     A format of tables.
 
     Fields:
-        read (callable): Gives, of a path, the columns, then pairs of a line number and a row.
-        write (callable): Gives, of an open file and the columns, a context whose value writes a row.
+        read (callable): For a path, yields the columns, then pairs of a line number and a row.
+        write (callable): For an open file and the columns, returns a context whose value writes a row.
         is_text (`bool`): Whether the file is UTF-8 text.
     """
 

@@ -18,7 +18,6 @@ __getattr__, __dir__, __all__ = room(
         "compare": ["compare_systems", "comparison_text", "read_systems"],
         "ensemble_tables": [
             "apply_weights",
-            "check_output",
             "combine_members",
             "ensemble_text",
             "read_members",

@@ -1,9 +1,8 @@
 """Putting scores onto the listeners' scale: maps that rise, fitted on a validation table."""
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,7 +12,7 @@ from scipy.optimize import isotonic_regression
 
 from ..configuration_xacle import XacleConfig
 from ..data.columns import PREDICTION_COLUMNS, find_column
-from ..data.files import is_free, whole_folder, write_whole
+from ..data.files import check_outputs, is_free, read_json, whole_folder, write_json
 from ..data.tables import check_table_suffix, read_table, write_table
 from .methods import CalibrationMethod
 from .metrics import METRICS, alignment_metrics
@@ -184,7 +183,7 @@ def calibration_text(report: Mapping[str, Any]) -> str:
 
 def save_calibration(calibration: ScoreCalibration, path: str | Path) -> None:
     """Write it as JSON, whole or not at all."""
-    write_whole(path, json.dumps(asdict(calibration), indent=2) + "\n")
+    write_json(path, asdict(calibration))
 
 
 def load_calibration(path: str | Path) -> ScoreCalibration:
@@ -195,13 +194,16 @@ def load_calibration(path: str | Path) -> ScoreCalibration:
         FileNotFoundError: There is no such file.
         ValueError: It is not such a file.
     """
+    stored = read_json(path)
+    names = [field.name for field in fields(ScoreCalibration)]
+    if not isinstance(stored, dict) or "method" not in stored or not set(stored) <= set(names):
+        raise ValueError(f"{path}: not a calibration, which is a JSON object of {', '.join(names)}.")
     try:
-        fields = json.loads(Path(path).read_text(encoding="utf-8"))
         return ScoreCalibration(
-            **{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+            **{name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
         )
-    except (TypeError, AttributeError, UnicodeDecodeError, ValueError) as error:
-        raise ValueError(f"{path}: not a calibration of this program ({error}).") from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not a calibration ({error}).") from error
 
 
 def calibrate_table(
@@ -226,13 +228,14 @@ def calibrate_table(
         ValueError: As for `read_score_table` and `write_table`; or `output` is the table itself.
     """
     check_table_suffix(output)
-    if Path(output).resolve() == Path(table).resolve():
-        raise ValueError(f"{output}: is the input table itself; choose another output.")
+    check_outputs([output], [table])
     columns, _ = read_table(table)
     column = find_column(columns, score_columns, table)
     scores = read_score_table(table, score_columns, key_columns=())
-    rows = []
-    for row, score in zip(scores.rows, calibration(scores.scores).tolist(), strict=True):
+    rows, calibrated = [], calibration(scores.scores)
+    if np.isinf(calibrated).any():
+        raise ValueError(f"{table}: the map gives scores that are no finite numbers ({calibration}); fit it anew.")
+    for row, score in zip(scores.rows, calibrated.tolist(), strict=True):
         kept = None if row[column] == "" else row[column]  # an empty cell is no text: Parquet has one kind in a column
         rows.append({**row, column: kept if np.isnan(score) else score})
     write_table(output, rows)
@@ -264,15 +267,15 @@ def calibrate_model(calibration: ScoreCalibration, model: str | Path, output: st
         raise FileNotFoundError(f"{model}: no model folder, it has no {CONFIG_FILE}.")
     if not is_free(output):
         raise ValueError(f"{output}: exists; choose another output.")
-    fields = json.loads((model / CONFIG_FILE).read_text(encoding="utf-8"))
-    if fields.get("model_type") != XacleConfig.model_type:
-        raise ValueError(f"{model}: a {fields.get('model_type')} model, not {XacleConfig.model_type}.")
+    settings = read_json(model / CONFIG_FILE)
+    if settings.get("model_type") != XacleConfig.model_type:
+        raise ValueError(f"{model}: a {settings.get('model_type')} model, not {XacleConfig.model_type}.")
     config = _compose(calibration, XacleConfig.from_pretrained(model))
     names = ("calibration_scale", "calibration_offset", "apply_calibration")
-    fields.update({name: getattr(config, name) for name in names})
+    settings.update({name: getattr(config, name) for name in names})
     with whole_folder(output) as partial:
         shutil.copytree(model, partial, dirs_exist_ok=True)
-        (partial / CONFIG_FILE).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+        write_json(partial / CONFIG_FILE, settings)
     return config
 
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from ..data.columns import PREDICTION_COLUMNS, REFERENCE_COLUMNS
 from .metrics import METRICS, alignment_metrics
 from .resampling import paired_bootstrap, paired_permutation_test
-from .score_tables import Key, join_tables, read_score_table, text_table
+from .score_tables import Key, check_sides, join_tables, read_score_table, text_table
 
 
 class Systems(NamedTuple):
@@ -51,6 +51,8 @@ def read_systems(
     tables = [read_score_table(path, prediction_columns, key_columns) for path in predictions]
     truth = read_score_table(reference, reference_columns, key_columns)
     scores = join_tables([*tables, truth])
+    for table, predictions_of in zip(tables, scores, strict=False):
+        check_sides(table, truth, np.stack([predictions_of, scores[-1]]), prediction_columns)
     used = np.flatnonzero(~np.isnan(scores).any(axis=0))
     if len(used) < 2:
         raise ValueError(f"At least 2 pairs with a score in every table are needed, got {len(used)}.")

@@ -57,6 +57,8 @@ class SupportVectorRegression(NamedTuple):
 
     def predict(self, scores: np.ndarray) -> np.ndarray:
         """Combined scores: (num_systems, N) -> (N,)"""
+        if not len(self.vectors):  # all targets were the same
+            return np.full(scores.shape[1], self.intercept)
         standardised = (scores.T - self.means) / self.scales  # (S, N) -> (N, S)
         kernel = rbf_kernel(standardised, self.vectors, gamma=1 / len(scores))  # (N, V)
         return kernel @ self.coefficients + self.intercept

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..data.columns import AUDIO_COLUMNS, PREDICTION_COLUMNS, REFERENCE_COLUMNS
-from ..data.files import write_whole
-from ..data.tables import check_table_suffix, write_table
+from ..data.files import read_json, write_json
+from ..data.tables import write_table
 from .compare import system_names
 from .ensemble import FITS, FITTED_METHODS, Judged, ensemble, fit_nnls, grouped_folds, leave_one_out
 from .methods import EnsembleMethod
@@ -79,18 +79,6 @@ def clip_of_rows(table: ScoreTable) -> list[str]:
     return [str(row[column]).lstrip("/") for row in table.rows]
 
 
-def check_output(output: str | Path, inputs: Sequence[str | Path | None]) -> None:
-    """
-    Refuse to overwrite an input, or to write an unknown format, before anything is computed.
-
-    Raises:
-        ValueError: The output is one of the inputs, or its suffix names no format of a table.
-    """
-    check_table_suffix(output)
-    if Path(output).resolve() in [Path(path).resolve() for path in inputs if path is not None]:
-        raise ValueError(f"{output}: is also one of the inputs; choose another output.")
-
-
 def write_ensemble(
     path: str | Path, table: ScoreTable, scores: np.ndarray, prediction_columns: Sequence[str] = ()
 ) -> None:
@@ -137,7 +125,7 @@ def save_weights(path: str | Path, method: EnsembleMethod, members: Members) -> 
         "fitted_on": {"pairs": len(members.targets), "clips_sha256": _fingerprint(members.table)},
         "parameters": {name: np.asarray(value).tolist() for name, value in fitted._asdict().items()},
     }
-    write_whole(path, json.dumps(stored, ensure_ascii=False) + "\n")
+    write_json(path, stored)
 
 
 def _report(members: Members, method: str, combined: np.ndarray) -> dict[str, Any]:
@@ -165,17 +153,24 @@ def apply_weights(path: str | Path, members: Members) -> tuple[np.ndarray, dict[
         ValueError: It is something else, or for another number of systems; or the members have ratings and are the very
             clips of the fit, by which these weights must not be judged.
     """
+    stored = read_json(path)
     try:
-        stored = json.loads(Path(path).read_text(encoding="utf-8"))
-        fitted = FITS[stored["method"]][1](**{name: np.array(value) for name, value in stored["parameters"].items()})
-        names, fitted_on = stored["members"], stored["fitted_on"]["clips_sha256"]
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path}: not weights that `xacle ensemble --save-weights` wrote ({error!r}).") from error
+        parameters = {name: np.array(value, dtype=np.float64) for name, value in stored["parameters"].items()}
+        fitted = FITS[stored["method"]][1](**parameters)
+        names, fitted_on = list(map(str, stored["members"])), stored["fitted_on"]["clips_sha256"]
+        combined = fitted.predict(np.zeros((len(names), 1)))
+        is_sound = combined.shape == (1,) and all(np.isfinite(value).all() for value in parameters.values())
+    except (KeyError, TypeError, AttributeError, ValueError):
+        is_sound = False
+    if not is_sound:
+        raise ValueError(f"{path}: not weights that `xacle ensemble --save-weights` wrote; store them anew.")
     if len(names) != len(members.names):
         raise ValueError(f"{path}: weights of {len(names)} systems ({', '.join(names)}), got {len(members.names)}.")
     if members.targets is not None and fitted_on == _fingerprint(members.table):
         raise ValueError(f"{path}: was fitted on these very clips and cannot be judged by them; leave out --weights.")
     combined = fitted.predict(members.scores)
+    if not np.isfinite(combined).all():
+        raise ValueError(f"{path}: gives scores that are no finite numbers; store the weights anew.")
     return combined, _report(members, stored["method"], combined)
 
 

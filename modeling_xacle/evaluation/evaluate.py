@@ -11,10 +11,20 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..data.columns import PREDICTION_COLUMNS, RATING_COLUMNS, REFERENCE_COLUMNS, SOURCE_COLUMNS
+from ..data.files import read_json
 from .listeners import listeners_ceiling
 from .metrics import alignment_metrics
 from .resampling import bootstrap_intervals, mean_interval
-from .score_tables import KEYS_LISTED, Key, ScoreTable, common_keys, join_tables, merge_as_official, read_score_table
+from .score_tables import (
+    KEYS_LISTED,
+    Key,
+    ScoreTable,
+    check_sides,
+    common_keys,
+    join_tables,
+    merge_as_official,
+    read_score_table,
+)
 
 MAX_GROUPS = 100
 RATINGS_COLUMN = "ratings"
@@ -76,6 +86,7 @@ def read_pairs(
     table = read_score_table(prediction, prediction_columns, key_columns)
     truth = read_score_table(reference, reference_columns, key_columns)
     scores, rows, others, dropped = _merge(table, truth) if official else _join(table, truth)
+    check_sides(table, truth, scores, prediction_columns)
     used = np.flatnonzero(~np.isnan(scores).any(axis=0))
     dropped["without_score"] = scores.shape[1] - len(used)
     if len(used) < 2:
@@ -150,7 +161,7 @@ def read_ratings(
 def _rating_list(value: Any) -> list[float]:
     try:
         return [float(rating) for rating in (json.loads(value) if isinstance(value, str) else value)]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"The {RATINGS_COLUMN} {value!r} are not a list of numbers.") from error
 
 
@@ -312,7 +323,8 @@ def scorer_of(pairs: EvaluationPairs) -> dict[str, str | None] | None:
     `signature` tells it; `None` if nothing does.
     """
     sidecar = Path(f"{pairs.prediction}.json")
-    told = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.is_file() else {}
+    told = read_json(sidecar) if sidecar.is_file() else {}
+    told = told if isinstance(told, dict) else {}
     signatures = {str(row["signature"]) for row in pairs.rows if row.get("signature")}
     if "signature" not in told and not signatures:
         return None

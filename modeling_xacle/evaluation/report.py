@@ -2,7 +2,6 @@
 
 import base64
 import csv
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO, StringIO
@@ -14,7 +13,7 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from ..data.columns import AUDIO_COLUMNS, TEXT_COLUMNS
-from ..data.files import whole_folder
+from ..data.files import json_text, whole_folder
 from ..feature_extraction_xacle import load_waveform
 from .evaluate import EvaluationPairs, dropped_notes, worst_pairs
 from .figures import draw_bands, draw_groups, draw_residuals, draw_scatter, figure_bytes
@@ -91,8 +90,13 @@ def listeners_sentence(listeners: Mapping[str, Any]) -> str:
 
 
 def evaluation_text(evaluation: Mapping[str, Any]) -> str:
-    """The evaluation as tables for a terminal."""
-    parts = [text_table(["metric", "value", _interval_header(evaluation)], _metric_rows(evaluation))]
+    """The evaluation as tables for a terminal, under what was compared with what."""
+    columns = evaluation["columns"]
+    parts = [
+        f"{columns['prediction']} of {Path(evaluation['prediction']).name} against {columns['reference']} of "
+        f"{Path(evaluation['reference']).name}, joined by {', '.join(columns['key']) or 'order'}"
+    ]
+    parts.append(text_table(["metric", "value", _interval_header(evaluation)], _metric_rows(evaluation)))
     if evaluation["listeners"]:
         parts.append(listeners_sentence(evaluation["listeners"]))
     for column in evaluation["groups"]:
@@ -291,7 +295,7 @@ def write_report(
     output = Path(output).absolute()
     pictures = draw_all(pairs, evaluation)
     page = html_report(pairs, evaluation, pictures, audio_dir, num_worst)
-    files = {REPORT_FILE: page.encode(), METRICS_FILE: (json.dumps(evaluation, indent=2) + "\n").encode()}
+    files = {REPORT_FILE: page.encode(), METRICS_FILE: (json_text(evaluation, indent=2) + "\n").encode()}
     files[OFFICIAL_FILE] = official_csv(evaluation["metrics"]).encode()
     if evaluation["groups"]:
         files[GROUPS_FILE] = _groups_csv(evaluation).encode()

@@ -1,6 +1,7 @@
 """Tables of scores: read with their keys, and joined so that each row of one meets its own row of the others."""
 
 import math
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ ID_COLUMN = "id"
 STATUS_COLUMN = "status"
 # Keys that a message lists before it says only how many there are.
 KEYS_LISTED = 10
+# Scores may be on any scale; larger ones are mistakes, and their squares would not be numbers.
+LARGEST_SCORE = 1e9
 
 Key = tuple[str, ...]
 
@@ -102,14 +105,17 @@ def _without_bytes(value: Any) -> Any:
 
 
 def _score(row: dict[str, Any], column: str, place: str) -> float:
-    if str(row.get(STATUS_COLUMN) or "").startswith("error"):
+    status = row.get(column.removesuffix("score") + STATUS_COLUMN) or row.get(STATUS_COLUMN)  # `xacle score --prefix`
+    if str(status or "").startswith("error"):
         return math.nan
     try:
         score = float(row[column])
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         score = math.inf
-    if math.isinf(score):
-        raise ValueError(f"{place}: the {column} {row[column]!r} is not a number.")
+    if abs(score) > LARGEST_SCORE:
+        raise ValueError(
+            f"{place}: the {column} {row[column]!r} is not a number between -{LARGEST_SCORE:g} and {LARGEST_SCORE:g}."
+        )
     return score
 
 
@@ -171,6 +177,31 @@ def _problems(path: str, keys: list[Key], reference: ScoreTable, reference_keys:
     for kind, found in kinds.items():
         if found:
             yield f"{path}: {len(found)} {kind}: {_listed(found)}"
+
+
+def check_sides(
+    prediction: ScoreTable, reference: ScoreTable, scores: np.ndarray, prediction_columns: Sequence[str]
+) -> None:
+    """
+    Refuse to compare a reference with itself.
+
+    Args:
+        prediction (`ScoreTable`), reference (`ScoreTable`): The two sides.
+        scores (`np.ndarray` of shape `(2, N)`): Theirs, joined.
+        prediction_columns (`Sequence[str]`): Among which that of the predictions was looked for; one that was named
+            may hold the same numbers as the reference.
+
+    Raises:
+        ValueError: Both sides are one column of one table, or hold the same numbers.
+    """
+    sides = [(os.path.realpath(table.path), table.score_column) for table in (prediction, reference)]
+    is_guessed = tuple(prediction_columns) == PREDICTION_COLUMNS
+    if sides[0] == sides[1] or (is_guessed and len(scores[0]) > 1 and np.array_equal(*scores, equal_nan=True)):
+        raise ValueError(
+            f"The column {prediction.score_column} of {prediction.path} holds the very numbers of the column "
+            f"{reference.score_column} of {reference.path}, which would be compared with themselves: name the column "
+            "of the predictions with --prediction-column."
+        )
 
 
 def join_tables(tables: Sequence[ScoreTable]) -> np.ndarray:

@@ -153,7 +153,7 @@ def read_scores(path: str | Path, reference: Sequence[str] | None = None) -> tup
 def _number(value: Any) -> float:
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return math.nan
 
 

@@ -6,6 +6,7 @@ __getattr__, __dir__, __all__ = room(
     __name__,
     {
         "diagnostics": ["diagnose", "info_lines", "model_info", "report_lines", "self_check", "write_expected"],
+        "groups": ["check_finite"],
         "options": ["TableOptions"],
         "ranking": [
             "check_matrix",

@@ -1,6 +1,7 @@
 """
 The files of a scoring run: results as they come, in a folder beside the output; at the end the output, in the order of
-the input, and what it was made with. Killed at any time and started again, the run ends in the same bytes.
+the input, what it was made with, and the records of its rows. Killed at any time and started again, the run ends in the
+same bytes; started again when clips have changed, it scores these anew.
 """
 
 import heapq
@@ -8,11 +9,17 @@ import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, TextIO
 
-from ..data.files import file_digest, whole_file, write_whole
+from transformers.utils import logging
+
+from ..data.files import file_digest, parse_json, read_json, whole_file, write_json
 from ..data.tables import check_table_suffix, table_writer
+from .changes import ClipState, is_unchanged
+
+logger = logging.get_logger(__name__)
 
 STATUSES = ("ok", "padded", "cut", "windowed", "error")
 SETTINGS = "settings.json"
@@ -22,6 +29,16 @@ EARLIER = "earlier.jsonl"
 COMPARED = ("scorer", "table", "columns")
 
 Record = dict[str, Any]
+
+
+def failure(reason: str) -> Record:
+    """Returns the record of a pair without a score."""
+    return {"score": None, "status": f"error: {reason}", "notes": ""}
+
+
+def is_failure(record: Record) -> bool:
+    """Returns True if the pair is to be tried again."""
+    return record["status"].startswith("error")
 
 
 def read_records(paths: Iterable[Path]) -> Iterator[tuple[int, dict[int, Record]]]:
@@ -41,9 +58,21 @@ def read_records(paths: Iterable[Path]) -> Iterator[tuple[int, dict[int, Record]
 def _lines(path: Path) -> Iterator[Record]:
     """Records of a file, without a last line that a killed process left half-written."""
     with open(path, encoding="utf-8") as file:
-        for line in file:
+        for number, line in enumerate(file, 1):
             if line.endswith("\n"):
-                yield json.loads(line)
+                yield _sound(parse_json(line, f"{path}, line {number}"), path, block=int, row=int, status=str)
+
+
+def _sound(content: Any, path: Path, **types: type) -> dict[str, Any]:
+    """
+    The content of a file of an earlier run.
+
+    Raises:
+        ValueError: It is no JSON object, or has not all of some names with values of their types.
+    """
+    if not isinstance(content, dict) or not all(isinstance(content.get(name), kind) for name, kind in types.items()):
+        raise ValueError(f"{path}: is damaged; begin anew with --restart.")
+    return content
 
 
 class RecordReader:
@@ -62,32 +91,46 @@ class RecordReader:
 
 class ScoringFiles:
     """
-    Output, sidecar and work folder of a run: `OUT`, `OUT.json`, `OUT.work/`.
+    Output, sidecar, records and work folder of a run: `OUT`, `OUT.json`, `OUT.records.jsonl`, `OUT.work/`.
 
     Args:
         output (`Path`): CSV, TSV, JSON lines or Parquet file to write, by its suffix.
         description (mapping): What the sidecar will say; of it `COMPARED` must be the same for a run to be continued.
+        verify (`bool`): Compare the contents of clips that were scored earlier even where size and times are the same.
 
     Raises:
         ValueError: Another kind of file.
     """
 
-    def __init__(self, output: str | Path, description: Mapping[str, Any]):
+    def __init__(self, output: str | Path, description: Mapping[str, Any], verify: bool = False):
         self.output, self.description = Path(output), dict(description)
         check_table_suffix(output)
         self.sidecar = self.output.with_name(f"{self.output.name}.json")
+        self.records = self.output.with_name(f"{self.output.name}.records.jsonl")
         self.work = self.output.with_name(f"{self.output.name}.work")
+        # Each file is looked at once, however many rows name it.
+        self._is_unchanged = cache(lambda state: is_unchanged(dict(state), verify))
 
     def is_finished(self) -> bool:
-        """Whether the output is complete, of the same input and settings, and as it was written."""
-        if self.work.exists() or not self.sidecar.is_file() or not self.output.is_file():
+        """
+        Returns True if the output is complete and as it was written, of the same input and settings, and no clip has
+        changed since.
+        """
+        if self.work.exists() or not all(file.is_file() for file in (self.output, self.sidecar, self.records)):
             return False
-        written = json.loads(self.sidecar.read_text(encoding="utf-8"))
-        return written["output_sha256"] == file_digest(self.output) and not _differences(written, self.description)
+        written = _sound(read_json(self.sidecar), self.sidecar, output_sha256=str, rows=dict)
+        if written["output_sha256"] != file_digest(self.output) or _differences(written, self.description):
+            return False
+        return not written["rows"]["error"] and not any(map(self._is_stale, _lines(self.records)))
+
+    def _is_stale(self, record: Record) -> bool:
+        """Returns True if the clip of a score has changed since."""
+        state: ClipState | None = record.get("clip")
+        return bool(state) and not self._is_unchanged(tuple(state.items()))
 
     def counts(self) -> dict[str, int]:
         """The number of rows of each status, of an output that is complete."""
-        return json.loads(self.sidecar.read_text(encoding="utf-8"))["rows"]
+        return read_json(self.sidecar)["rows"]
 
     def open(self, restart: bool = False) -> None:
         """
@@ -100,22 +143,36 @@ class ScoringFiles:
             shutil.rmtree(self.work, ignore_errors=True)  # an earlier output stays until it is replaced
         else:
             self._check()
+        if restart or not self.sidecar.is_file():
+            self.records.unlink(missing_ok=True)  # nothing says what settings they are of
         shutil.rmtree(self.work.with_name(f"{self.work.name}.done"), ignore_errors=True)
         self.work.mkdir(parents=True, exist_ok=True)
-        write_whole(self.work / SETTINGS, json.dumps(self.description))
-        parts = sorted(self.work.glob("process-*.jsonl"))
-        earlier = self.work / EARLIER
+        write_json(self.work / SETTINGS, self.description)
+        self._gather()
+
+    def _gather(self) -> None:
+        """Put all earlier records into one file; those of clips that have changed become failures, tried again."""
+        parts, earlier = sorted(self.work.glob("process-*.jsonl")), self.work / EARLIER
+        stale: set[str] = set()
         with whole_file(earlier) as partial, open(partial, "w", encoding="utf-8") as file:
-            for _, records in read_records([earlier, *parts] if earlier.exists() else parts):
-                file.writelines(map(as_line, records.values()))
+            for _, records in read_records(path for path in (self.records, earlier, *parts) if path.exists()):
+                for record in records.values():
+                    if self._is_stale(record):
+                        stale.add(record["clip"]["path"])
+                        record |= failure("the sound has changed since it was scored")
+                    file.write(as_line(record))
         for part in parts:
             part.unlink()
+        if stale:
+            logger.warning(
+                f"{len(stale)} sounds have changed since they were scored ({min(stale)}); scoring them again."
+            )
 
     def _check(self) -> None:
         for file in (self.work / SETTINGS, self.sidecar):
             if file.is_file():
-                begun = json.loads(file.read_text(encoding="utf-8"))
-                if begun.get("scorer", {}).keys() != self.description["scorer"].keys():
+                begun = _sound(read_json(file), file, scorer=dict)
+                if begun["scorer"].keys() != self.description["scorer"].keys():
                     raise ValueError(
                         f"{self.output}: was begun by another version of this package, which recorded other settings "
                         "of a score, so that it cannot be continued; choose another output, or begin anew with "
@@ -149,7 +206,7 @@ class ScoringFiles:
         to_row: Callable[[dict[str, Any], Record], dict[str, Any]],
     ) -> None:
         """
-        Write output and sidecar, and remove the work folder unless there are rows to be tried again.
+        Write output, records and sidecar, and remove the work folder.
 
         Args:
             blocks (iterable): Number, line and columns of all rows of the table, in its order, block by block.
@@ -158,20 +215,24 @@ class ScoringFiles:
         """
         counts = dict.fromkeys(STATUSES, 0)
         records = RecordReader([self.work / EARLIER, *sorted(self.work.glob("process-*.jsonl"))])
-        with table_writer(self.output, columns) as write:
+        with (
+            whole_file(self.records) as partial,
+            open(partial, "w", encoding="utf-8") as kept,
+            table_writer(self.output, columns) as write,
+        ):
             for number, block in enumerate(blocks):
                 results = records.block(number)
                 for row_number, _, row in block:
                     result = results[row_number]
                     counts[result["status"].split(":")[0]] += 1
                     write(to_row(row, result))
+                    kept.write(as_line(result))
         sidecar = {**self.description, "rows": counts, "output_sha256": file_digest(self.output)}
-        write_whole(self.sidecar, json.dumps(sidecar, indent=2, ensure_ascii=False) + "\n")
-        if not counts["error"]:
-            # Whole or gone: a folder of which a part was removed would be taken for a run to continue.
-            done = self.work.with_name(f"{self.work.name}.done")
-            self.work.rename(done)
-            shutil.rmtree(done)
+        write_json(self.sidecar, sidecar)
+        # Whole or gone: a folder of which a part was removed would be taken for a run to continue.
+        done = self.work.with_name(f"{self.work.name}.done")
+        self.work.rename(done)
+        shutil.rmtree(done)
 
 
 def as_line(record: Record) -> str:

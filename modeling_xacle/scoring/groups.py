@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -15,12 +15,13 @@ from transformers.utils import logging
 
 from ..data.sources import Clip, PairSource
 from ..pipeline_xacle import AudioTextAlignmentPipeline
-from .files import Record, RecordReader
+from .changes import clip_state, with_digest
+from .files import Record, RecordReader, failure, is_failure
 
 logger = logging.get_logger(__name__)
 
-# What the loader and the processor raise for an input that cannot be scored.
-ROW_ERRORS = (ValueError, TypeError, OSError)
+# What the loader and the processor raise for an input that cannot be scored, or that takes more memory than there is.
+ROW_ERRORS = (ValueError, TypeError, OSError, MemoryError, RuntimeError)
 # Clips, and about as many rows, that are loaded, scored and written together: a killed run loses no more.
 CLIPS_PER_GROUP = 32
 ROWS_PER_GROUP = 256
@@ -31,6 +32,7 @@ WINDOWED_CLIPS_PER_GROUP = 8
 CPU_BATCH_SIZE = 8
 BYTES_PER_PAIR = 2**26
 SCORE_DIGITS = 6
+NOT_FINITE = "the score is not a finite number: try --dtype float32; if that is in use, the model's weights are broken"
 
 
 class PassSize:
@@ -77,8 +79,8 @@ class ClipLoader(Dataset):
     Loads clips for a scorer; for a `DataLoader`, whose worker processes get all but the model. Computes spectrograms,
     too, unless an accelerator is there to do it.
 
-    A clip comes back without its sound, with its preprocessed input (`None` if nothing of it can be scored) and for
-    each of its rows the reason why that cannot be scored, or `None`.
+    A clip comes back without its sound, but with the state of its file, with its preprocessed input (`None` if nothing
+    of it can be scored) and for each of its rows the reason why that cannot be scored, or `None`.
     """
 
     def __init__(self, align: AudioTextAlignmentPipeline, call_arguments: dict[str, Any]):
@@ -91,7 +93,7 @@ class ClipLoader(Dataset):
         block, clip = place
         reasons = [self._caption_problem(row.caption) for row in clip.rows]
         captions = [row.caption for row, reason in zip(clip.rows, reasons, strict=True) if reason is None]
-        item = None
+        item, state = None, clip_state(clip.audio)
         try:
             if clip.audio is None:
                 raise ValueError("The row names no sound.")
@@ -99,9 +101,10 @@ class ClipLoader(Dataset):
                 item = self.align.preprocess({"audio": clip.audio, "text": captions}, **self.call_arguments)
                 if self.makes_spectrograms:
                     item = self.align.with_spectrograms(item)
+                state = with_digest(state, clip.audio)
         except ROW_ERRORS as error:
-            reasons = [reason or one_line(error) for reason in reasons]
-        return block, replace(clip, audio=None), item, reasons
+            item, reasons = None, [reason or one_line(error) for reason in reasons]
+        return block, replace(clip, audio=None, state=state), item, reasons
 
     def _caption_problem(self, caption: Any) -> str | None:
         try:
@@ -126,21 +129,27 @@ def status_of(notes: list[str]) -> str:
 def success(result: dict[str, Any]) -> Record:
     """The record of a pair from what the pipeline gives for it."""
     if not math.isfinite(result["score"]):
-        return failure("the score is not a finite number; try --dtype float32")
+        return failure(NOT_FINITE)
     notes = result.get("notes", [])
     windows = [{**window, "score": round(window["score"], SCORE_DIGITS)} for window in result.get("windows", [])]
     record = {"score": round(result["score"], SCORE_DIGITS), "status": status_of(notes), "notes": "; ".join(notes)}
     return {**record, "windows": windows} if windows else record
 
 
-def failure(reason: str) -> Record:
-    """The record of a pair without a score."""
-    return {"score": None, "status": f"error: {reason}", "notes": ""}
+def check_finite(results: Iterable[Mapping[str, Any]], audio: str) -> None:
+    """
+    Refuse scores that are no numbers.
 
+    Args:
+        results (iterable of `dict`): The pipeline's, of the captions of a sound.
+        audio (`str`): The sound's name.
 
-def is_failure(record: Record) -> bool:
-    """Whether the pair is to be tried again."""
-    return record["status"].startswith("error")
+    Raises:
+        ValueError: A score is NaN or infinite.
+    """
+    for result in results:
+        if not math.isfinite(result["score"]):
+            raise ValueError(f"{audio}: {NOT_FINITE}.")
 
 
 def groups_of(clips: list[Clip], max_clips: int = CLIPS_PER_GROUP) -> Iterator[list[Clip]]:
@@ -196,5 +205,5 @@ def group_records(
         if item is not None:
             results = iter(align.postprocess({**item, "scores": next(scores)}, return_windows=windows))
         for row, reason in zip(clip.rows, reasons, strict=True):
-            record = success(next(results)) if reason is None else failure(reason)
+            record = {**success(next(results)), "clip": clip.state} if reason is None else failure(reason)
             yield row.line, {"block": block, "row": row.number, **record}

@@ -22,6 +22,7 @@ class TableOptions:
         prefix (`str`): Put before the names of the columns that are added.
         strict (`bool`): Stop at the first row that cannot be scored.
         restart (`bool`): Forget earlier runs, and replace what is at the output.
+        verify (`bool`): Compare the contents of clips that were scored earlier even where size and times are the same.
     """
 
     batch_size: int | None = None
@@ -34,6 +35,7 @@ class TableOptions:
     prefix: str = ""
     strict: bool = False
     restart: bool = False
+    verify: bool = False
 
     @property
     def call_arguments(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Many sounds against many captions: the whole matrix of scores, each sound encoded once, and its heat map."""
 
 import io
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ..data.columns import TEXT_COLUMNS, find_column
 from ..data.files import write_whole
 from ..data.tables import FORMATS, check_table_suffix, read_table
 from ..pipeline_xacle import AudioTextAlignmentPipeline
+from .groups import check_finite
 
 logger = logging.get_logger(__name__)
 
@@ -51,15 +53,17 @@ def score_rows(
         For each clip, in order, N dicts with `text`, `score` and, where there is something to say, `notes`.
 
     Raises:
-        ValueError: There are no clips or no captions; a caption is empty; a sound cannot be used.
+        ValueError: There are no clips or no captions; a caption is empty; a sound cannot be used; a score is no number.
         FileNotFoundError: There is no such sound.
     """
     texts = list(texts)
     if not len(audios) or not texts:
         raise ValueError(f"{len(audios)} sounds and {len(texts)} captions: at least one of each is needed.")
     inputs = ({"audio": audio, "text": texts} for audio in audios)
-    results = align(inputs, batch_size=batch_size)
-    yield from tqdm(results, total=len(audios), desc="sounds", unit="sound", disable=None)
+    results = tqdm(align(inputs, batch_size=batch_size), total=len(audios), desc="sounds", unit="sound", disable=None)
+    for number, (audio, found) in enumerate(zip(audios, results, strict=True)):
+        check_finite(found, str(audio) if isinstance(audio, (str, Path)) else f"sound {number}")
+        yield found
 
 
 def score_matrix(
@@ -236,7 +240,9 @@ def draw_heat_map(scores: np.ndarray, audios: Sequence[str], texts: Sequence[str
     if num_rows > MOST_LABELS:
         axes.set_ylabel(f"{num_rows} sounds")
     picture = io.BytesIO()
-    figure.savefig(picture, format=Path(path).suffix[1:], dpi=DOTS_PER_INCH, bbox_inches="tight")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # drawn as a box
+        figure.savefig(picture, format=Path(path).suffix[1:], dpi=DOTS_PER_INCH, bbox_inches="tight")
     write_whole(path, picture.getvalue())
 
 

@@ -1,7 +1,8 @@
 """Scoring whole tables of pairs."""
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +10,20 @@ import torch
 from accelerate import PartialState
 from torch.utils.data import DataLoader
 from tqdm import tqdm
+from transformers.utils import logging
 
 from ..data.columns import XACLE_COLUMNS
+from ..data.files import check_outputs, held
 from ..data.sources import PairSource
 from ..pipeline_xacle import AudioTextAlignmentPipeline
-from .files import Record, ScoringFiles, as_line
-from .groups import (
-    ClipLoader,
-    PassSize,
-    group_records,
-    is_failure,
-    pending_groups,
-)
+from .files import Record, ScoringFiles, as_line, is_failure
+from .groups import ClipLoader, PassSize, group_records, pending_groups
 from .options import TableOptions
 from .scorer import join_processes, scorer_settings, scorer_signature
+
+logger = logging.get_logger(__name__)
+
+RATED_PREFIX = "pred_"
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class ScoringReport:
     Fields:
         rows (`int`): Of the table, and of the output.
         scored (`int`): Of them, those that this run gave a score; the others had one, or have none.
+        was_complete (`bool`): The output was there, and nothing was left to be done.
         counts (`dict[str, int]`): Rows by status: `ok`, `padded`, `cut`, `windowed`, `error`.
         output (`str`), sidecar (`str`): The files.
         signature (`str`): Tells the model and its settings.
@@ -40,6 +42,7 @@ class ScoringReport:
 
     rows: int
     scored: int
+    was_complete: bool
     counts: dict[str, int]
     output: str
     sidecar: str
@@ -121,13 +124,19 @@ def check_request(
             f"{pairs.name}: already has the column {', '.join(repeated)}, which the result would overwrite; rename it, "
             "or name the result otherwise with --prefix."
         )
-    if pairs.dataset is None and Path(output).resolve() == pairs.path.resolve():
-        raise ValueError(f"{output}: is the input table itself; choose another output.")
     if options.xacle and Path(output).suffix.lower() != ".csv":
         raise ValueError(f"{output}: the challenge's format is CSV; name a file that ends in .csv.")
     rate = align.processor.feature_extractor.sampling_rate
     silence = {"array": torch.zeros(rate), "sampling_rate": rate}
     align.preprocess({"audio": silence, "text": "silence"}, **options.call_arguments)
+
+
+def _beside_ratings(pairs: PairSource, options: TableOptions) -> TableOptions:
+    """In a rated dataset `score` is the listeners': unless a prefix is given, the model's goes to `pred_score`."""
+    if pairs.dataset is None or "score" not in pairs.columns or options.prefix or options.xacle:
+        return options
+    logger.warning(f"{pairs.name}: the column score holds ratings; the model's scores go to {RATED_PREFIX}score.")
+    return replace(options, prefix=RATED_PREFIX)
 
 
 def score_table(
@@ -141,8 +150,9 @@ def score_table(
     Score the pairs of a table. Each clip is encoded once for all its rows within `LOOK_AHEAD_ROWS`, wherever they are.
 
     Results are written as they come, to `OUTPUT.work/`; at the end the table with its results goes to the output, in
-    the order of the input, and what it was made with to `OUTPUT.json`. Started again after it was killed, the run
-    continues and ends in the same bytes; rows that failed are tried again.
+    the order of the input, what it was made with to `OUTPUT.json`, and what is known of each row and its clip to
+    `OUTPUT.records.jsonl`. Started again after it was killed, the run continues and ends in the same bytes. Rows that
+    failed, and rows whose clip has changed, are scored again; if there are none, nothing is done.
 
     Args:
         align (`AudioTextAlignmentPipeline`): As [`load_scorer`] gives it.
@@ -152,29 +162,29 @@ def score_table(
         state (`PartialState`, *optional*): The processes that share the work, on one file system.
 
     Raises:
-        ValueError: The output belongs to another input or other settings; a column would be overwritten; with
-            `strict`, a row cannot be scored.
+        ValueError: The output belongs to another input or other settings, is an input itself, or is being written by
+            another process; a column would be overwritten; with `strict`, a row cannot be scored.
     """
-    options, state = options or TableOptions(), state or join_processes(align.device.type)
+    options, state = _beside_ratings(pairs, options or TableOptions()), state or join_processes(align.device.type)
     check_request(align, pairs, output, options)
     description = describe(align, pairs, options)
-    files = ScoringFiles(output, description)
-    finished = not options.restart and files.is_finished()
-    state.wait_for_everyone()
-    scored = 0
-    if not finished:
-        if state.is_main_process:
+    files = ScoringFiles(output, description, options.verify)
+    check_outputs([files.output, files.sidecar, files.records], [pairs.path])
+    with held(output) if state.is_main_process else nullcontext():
+        if state.is_main_process and (options.restart or not files.is_finished()):
             files.open(options.restart)
         state.wait_for_everyone()
-        scored = score_pending(align, pairs, files, options, state)
+        was_complete, scored = not files.work.exists(), 0
+        if not was_complete:
+            scored = score_pending(align, pairs, files, options, state)
+            state.wait_for_everyone()
+            if state.is_main_process:
+                files.finish(
+                    pairs.blocks(), description["columns"], lambda *row: output_row(*row, pairs, options, files)
+                )
         state.wait_for_everyone()
-        if state.is_main_process:
-            files.finish(pairs.blocks(), description["columns"], lambda *row: output_row(*row, pairs, options, files))
-        state.wait_for_everyone()
-    counts = files.counts()
-    return ScoringReport(
-        pairs.num_rows, scored, counts, str(output), str(files.sidecar), files.description["signature"]
-    )
+    names = (str(output), str(files.sidecar), files.description["signature"])
+    return ScoringReport(pairs.num_rows, scored, was_complete, files.counts(), *names)
 
 
 def output_row(

@@ -1,4 +1,4 @@
-"""A run started again with the same command: whether it is the same run, where it goes on, or that it is finished."""
+"""Finds out, when a command is given again, whether it is the same run, where it goes on, or that it is finished."""
 
 import json
 import shutil
@@ -15,19 +15,19 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 
 from ..checkpoints.fingerprints import model_fingerprint, split_fingerprint
-from ..data.files import write_json
+from ..data.files import read_json, write_json
 from .recipes import StageArguments, list_size
 from .trainers import StageTrainer
 
 logger = logging.get_logger(__name__)
 
 SETTINGS_FILE = "run_settings.json"
-# Keys of that file besides the settings: digests of what the run is made from; at its end, the files of its result.
+# That file's keys besides the settings: digests of what the run starts from, and, when finished, its result's files.
 CONTENTS, RESULT = "contents", "result"
-RESULT_FILES = ("*.safetensors", "*.json", "README.md")  # without which a result is not complete
-# Values of --resume_from_checkpoint for the last one, which is also taken without it.
+RESULT_FILES = ("*.safetensors", "*.json", "README.md")  # a complete result has all of them
+# Values of --resume_from_checkpoint that mean the last one, which is also the default.
 LAST = ("true", "last")
-# What `TrainingArguments` say of the machine, logs and uploads; all else is compared, also what later versions add.
+# Fields of `TrainingArguments` on machine, logs and uploads; all others are compared, also those of later versions.
 MACHINE = """
     accelerator_config activation_checkpointing activation_checkpointing_kwargs auto_find_batch_size bf16_full_eval
     dataloader_multiprocessing_context dataloader_num_workers dataloader_persistent_workers dataloader_pin_memory
@@ -52,7 +52,7 @@ FREE_FIELDS = {"cache_audio_features", "cache_dir", "cache_dtype", "num_sample_c
 
 
 def run_settings(stage: StageArguments, args: TrainingArguments) -> dict[str, Any]:
-    """All settings that a run's weights depend on, as JSON has them."""
+    """Returns all settings that a run's weights depend on, as JSON has them."""
     settings = {name: value for name, value in vars(stage).items() if name not in FREE_FIELDS}
     settings |= {name: value for name, value in args.to_dict().items() if name not in FREE_TRAINING_FIELDS}
     settings |= {"batch_size": total_batch_size(args), "list_size": list_size(stage, args)}
@@ -60,7 +60,7 @@ def run_settings(stage: StageArguments, args: TrainingArguments) -> dict[str, An
 
 
 def total_batch_size(args: TrainingArguments) -> int:
-    """Pairs of an optimiser step."""
+    """Returns the number of pairs in an optimiser step."""
     return args.train_batch_size * args.world_size * args.gradient_accumulation_steps
 
 
@@ -70,8 +70,8 @@ class EarlierRun:
     What an earlier run of the same command has left in the output folder.
 
     Fields:
-        checkpoint (`Path`, *optional*): Where training goes on; without one it begins.
-        is_finished (`bool`): The result is there, and nothing is left to be done.
+        checkpoint (`Path`, *optional*): Where training goes on; without one it starts from the beginning.
+        is_finished (`bool`): Whether the result is there, and nothing is left to do.
     """
 
     checkpoint: Path | None = None
@@ -86,17 +86,17 @@ def find_run(
     splits: Sequence[Dataset],
 ) -> EarlierRun:
     """
-    Look in the output folder for a run to go on with, and record there what this one is made from. A checkpoint that
-    was being written when a run was killed is deleted. The first process looks, for all.
+    Look in the output folder for a run to resume, and record there what this one starts from. A checkpoint that was
+    only half written is deleted. The first process looks on behalf of all.
 
     Args:
-        stage (`StageArguments`), args (`TrainingArguments`): Of the run.
+        stage (`StageArguments`), args (`TrainingArguments`): The run's options.
         model (`PreTrainedModel`), processor (`ProcessorMixin`): Where it starts.
-        splits (two `Dataset`): What it trains on, and what it validates on.
+        splits (two `Dataset`): The data it trains on, and the data it validates on.
 
     Raises:
-        ValueError: The output folder holds a run with other settings, on other data or from another start, all listed;
-            or `--resume_from_checkpoint` names none of its checkpoints.
+        ValueError: The output folder holds a run with other settings, on other data or from another start (all
+            differences are listed), or `--resume_from_checkpoint` names none of its checkpoints.
     """
 
     def find() -> EarlierRun:
@@ -107,12 +107,12 @@ def find_run(
 
 
 def on_first_process(function: Callable[[], Any]) -> Any:
-    """What a function gives on the first process, on all; what it raises there is raised by all."""
+    """Calls the function on the first process only; all processes return its result, or raise its error."""
     found: list[Any] = [None, None]
     if PartialState().is_main_process:
         try:
             found[0] = function()
-        except Exception as error:  # else the others would wait for what never comes
+        except Exception as error:  # else the others would wait for ever
             found[1] = error
     broadcast_object_list(found)
     if found[1] is not None:
@@ -121,7 +121,7 @@ def on_first_process(function: Callable[[], Any]) -> Any:
 
 
 def run_contents(model: PreTrainedModel, processor: ProcessorMixin, splits: Sequence[Dataset]) -> dict[str, str]:
-    """Digests of what a run is made from: the start, the rows and the sounds."""
+    """Returns digests of what a run starts from: the model, the rows and the sounds."""
     contents = {"starting model": model_fingerprint(model, processor)}
     for name, rows in zip(("training", "validation"), splits, strict=True):
         contents |= {f"{name} {part}": digest for part, digest in split_fingerprint(rows).items()}
@@ -157,7 +157,7 @@ def _find_run(stage: StageArguments, args: TrainingArguments, settings: dict[str
 
 def read_settings_of(output: Path) -> dict[str, Any]:
     """
-    What an output folder records of its run; nothing where there is no record.
+    Returns the record of an output folder's run; an empty one if there is none.
 
     Raises:
         ValueError: The record is broken.
@@ -166,8 +166,8 @@ def read_settings_of(output: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        settings = read_json(file)
+    except ValueError as error:
         raise ValueError(f"{file}: is broken ({error}); choose another --output_dir, or --restart true.") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{file}: is no record of a run; choose another --output_dir, or --restart true.")
@@ -175,7 +175,7 @@ def read_settings_of(output: Path) -> dict[str, Any]:
 
 
 def _clear(output: Path) -> None:
-    """Delete what an earlier run left: its result, which would be taken for this one's, its checkpoints, its record."""
+    """Delete an earlier run: its result, which would be taken for this run's, its checkpoints and its record."""
     try:
         result = read_settings_of(output).get(RESULT, [])
     except ValueError:
@@ -188,7 +188,7 @@ def _clear(output: Path) -> None:
 
 
 def list_checkpoints(output: Path) -> list[Path]:
-    """Checkpoints of an output folder, complete or not, by their steps."""
+    """Lists the checkpoints of an output folder, complete or not, in the order of their steps."""
     checkpoints = [path for path in output.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
     return sorted(checkpoints, key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
@@ -201,7 +201,7 @@ def _check_same_run(settings: Mapping[str, Any], earlier: Mapping[str, Any], out
             f"(earlier versions kept none), so that this may be another run: {remedy}"
         )
     changed = [name for name, digest in settings[CONTENTS].items() if earlier[CONTENTS].get(name) != digest]
-    # The same content under another name is the same; of other content, the name says where to look.
+    # The same content may have another name; where the content differs, the name says where to look.
     compared = [name for name in settings if name != CONTENTS and (changed or name not in ("data", "model"))]
     listed = [f"other {name}" for name in changed]
     listed += [
@@ -214,7 +214,7 @@ def _check_same_run(settings: Mapping[str, Any], earlier: Mapping[str, Any], out
 
 
 def _choose_checkpoint(wanted: str | bool | None, complete: Sequence[Path], output: Path) -> Path | None:
-    """The checkpoint that `--resume_from_checkpoint` names; by `true`, `last` or without it the last, or none."""
+    """Returns the checkpoint that `--resume_from_checkpoint` names; the last, or None, by `true`, `last` or default."""
     if not wanted or str(wanted).lower() in LAST:
         return complete[-1] if complete else None
     for checkpoint in complete:
@@ -228,7 +228,7 @@ def _choose_checkpoint(wanted: str | bool | None, complete: Sequence[Path], outp
 
 
 def describe_resumption(checkpoint: Path) -> str:
-    """From which step and epoch of how many a run goes on, in a sentence."""
+    """Says in a sentence from which step and epoch, of how many, a run goes on."""
     state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
     place = (
         f"step {state.global_step} of {state.max_steps} (epoch {state.epoch or 0:.4g} of {state.num_train_epochs}), "
@@ -240,16 +240,16 @@ def describe_resumption(checkpoint: Path) -> str:
 
 
 def mark_finished(args: TrainingArguments) -> None:
-    """Record that the result is complete, and which files of the output folder it is."""
+    """Record that the result is complete, and which files in the output folder belong to it."""
     if args.process_index:
         return
     file = Path(args.output_dir, SETTINGS_FILE)
     names = {path.name for pattern in RESULT_FILES for path in file.parent.glob(pattern)} - {SETTINGS_FILE}
-    write_json(file, {**json.loads(file.read_text(encoding="utf-8")), RESULT: sorted(names)})
+    write_json(file, {**read_json(file), RESULT: sorted(names)})
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint was written to its end; its state is written last."""
+    """Returns True if the checkpoint is complete (its trainer state, written last, exists)."""
     try:
         json.loads((checkpoint / TRAINER_STATE_NAME).read_text())
     except (OSError, json.JSONDecodeError):
@@ -258,7 +258,7 @@ def is_complete(checkpoint: Path) -> bool:
 
 
 def had_stopped(checkpoint: Path) -> bool:
-    """Whether early stopping had ended the run with this checkpoint."""
+    """Returns True if early stopping ended the run at this checkpoint."""
     state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
     stopping = state.stateful_callbacks.get(EarlyStoppingCallback.__name__)
     if not stopping:
@@ -267,7 +267,7 @@ def had_stopped(checkpoint: Path) -> bool:
 
 
 def train(trainer: StageTrainer, checkpoint: Path | None) -> None:
-    """Train from the start or from a checkpoint; a run that early stopping had ended takes up its best weights."""
+    """Train from the start or from a checkpoint; a run that early stopping had ended only loads its best weights."""
     if checkpoint is None or not had_stopped(checkpoint):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         return

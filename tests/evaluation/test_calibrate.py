@@ -152,7 +152,7 @@ def test_file_round_trip(method, pairs, tmp_path):
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"method": "affine", "slope": 1}', '{"method": "isotonic"}'])
 def test_files_that_are_no_map(content, tmp_path):
     (tmp_path / "map.json").write_text(content)
-    with pytest.raises(ValueError, match=r"map.json: not a calibration"):
+    with pytest.raises(ValueError, match=r"map.json: not (a calibration|JSON)"):
         load_calibration(tmp_path / "map.json")
 
 
@@ -167,7 +167,7 @@ def test_table_keeps_all_but_the_scores(tmp_path):
         first, second = csv.DictReader(file)
     assert first == {"audio": "a.wav", "text": "x, y", "score": "3.0", "status": "ok", "ratings": "[1, 2]"}
     assert (second["score"], second["status"]) == ("", "error: gone")
-    with pytest.raises(ValueError, match="is the input table itself"):
+    with pytest.raises(ValueError, match="would be written over the input"):
         calibrate_table(ScoreCalibration("affine"), tmp_path / "t.jsonl", tmp_path / "t.jsonl")
 
 

@@ -296,7 +296,7 @@ def test_stored_weights_are_judged_by_other_clips(tables, tmp_path):
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"method": "mean", "parameters": {}}', "3"])
 def test_files_that_are_no_weights(content, tables):
     (tables / "w.json").write_text(content)
-    with pytest.raises(ValueError, match="not weights that"):
+    with pytest.raises(ValueError, match="not weights that|not JSON"):
         apply_weights(tables / "w.json", read_members([tables / "a.csv"]))
 
 
@@ -348,8 +348,8 @@ def test_columns_of_the_command(tmp_path, xacle):
         (["-o", "out.csv", "--weights", "w.json"], 1, "w.json"),
         (["-o", "out.csv", "--reference", "gone.csv"], 1, "gone.csv: no such table"),
         (["-o", "out.csv", "--reference", "ref.csv", "--method", "nnls", "--folds", "41"], 1, "41 folds of 40 clips"),
-        (["-o", "a.csv"], 1, "is also one of the inputs"),
-        (["-o", "ref.csv", "--reference", "ref.csv"], 1, "is also one of the inputs"),
+        (["-o", "a.csv"], 1, "would be written over the input"),
+        (["-o", "ref.csv", "--reference", "ref.csv"], 1, "would be written over the input"),
     ],
 )
 def test_mistakes_of_the_command(arguments, code, message, tables, xacle, monkeypatch):

@@ -215,7 +215,8 @@ def test_other_files_are_not_replaced(small, tmp_path, xacle):
     (tmp_path / "report" / "mine.png").write_bytes(b"")
     message = xacle("evaluate", *small(), "-o", tmp_path / "report", expect=1)
     assert "holds files that would be lost, choose another output: mine.png" in message
-    assert "is a file" in xacle("evaluate", *small(), "-o", tmp_path / "p.csv", expect=1)
+    (tmp_path / "file").write_bytes(b"")
+    assert "is a file" in xacle("evaluate", *small(), "-o", tmp_path / "file", expect=1)
 
 
 def test_terminal_table(tables, xacle):
@@ -223,10 +224,11 @@ def test_terminal_table(tables, xacle):
     lines = xacle(
         "evaluate", folder / "scores.csv", folder / "reference.csv", *QUICK, "--ratings", folder / "ratings.csv"
     ).splitlines()
-    assert lines[0].split() == ["metric", "value", "95", "%", "interval"]
-    assert [line.split()[0] for line in lines[1:6]] == ["SRCC", "LCC", "KTAU", "MSE", "N"]
-    assert lines[7].startswith("Listeners' ceiling")
-    assert [line.split()[0] for line in lines[9:13]] == ["source", *SOURCES]
+    assert lines[0] == "pred_score of scores.csv against average_score of reference.csv, joined by wav_file_name"
+    assert lines[2].split() == ["metric", "value", "95", "%", "interval"]
+    assert [line.split()[0] for line in lines[3:8]] == ["SRCC", "LCC", "KTAU", "MSE", "N"]
+    assert lines[9].startswith("Listeners' ceiling")
+    assert [line.split()[0] for line in lines[11:15]] == ["source", *SOURCES]
 
 
 NAMES = [f"{row:02d}.wav" for row in range(12)]
@@ -295,7 +297,7 @@ def test_groups_by_request(small, tmp_path, xacle):
     assert {name: group["N"] for name, group in result["groups"]["kind"].items()} == {"": 1, "long": 6, "one": 5}
     assert result["groups"]["kind"][""]["metrics"] is None
     text = xacle("evaluate", prediction, reference, *QUICK, "--group", "kind")
-    assert "-" in text.splitlines()[8]
+    assert "-" in text.splitlines()[10]
     assert "no such column" in xacle("evaluate", prediction, reference, "--group", "colour", expect=1)
 
 

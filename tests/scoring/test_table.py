@@ -270,7 +270,7 @@ def test_what_was_not_written_here_is_not_replaced(align, table, tmp_path):
     with pytest.raises(ValueError, match="exists, and not from this command"):
         score_table(StandIn(align), PairSource(table), output)
     assert output.read_text() == "precious"
-    with pytest.raises(ValueError, match="is the input table itself"):
+    with pytest.raises(ValueError, match="would be written over the input"):
         score_table(StandIn(align), PairSource(table), table)
     with pytest.raises(ValueError, match=r"ends in \.csv, \.tsv, \.jsonl"):
         score_table(StandIn(align), PairSource(table), tmp_path / "o.txt")
@@ -340,10 +340,8 @@ def test_a_score_that_is_no_number_is_an_error(align, table, tmp_path):
     stand_in.score = lambda length, text: float("nan") if text == "beep" else 1.0
     report = score_table(stand_in, PairSource(table), tmp_path / "o.csv")
     assert report.counts["error"] == 10
-    assert read_rows(tmp_path / "o.csv")[0]["status"] in (
-        "ok",
-        "error: the score is not a finite number; try --dtype float32",
-    )
+    statuses = {row["status"] for row in read_rows(tmp_path / "o.csv")}
+    assert any(status.startswith("error: the score is not a finite number: try --dtype float32") for status in statuses)
 
 
 def test_groups_are_of_the_table_alone(align, clips):
@@ -359,8 +357,8 @@ def test_groups_are_of_the_table_alone(align, clips):
 
 def test_later_results_of_a_row_count(tmp_path):
     for name, records in {"a": [(0, 0, 1.0), (0, 1, 1.0), (2, 9, 1.0)], "b": [(0, 1, 2.0), (1, 5, 2.0)]}.items():
-        lines = [json.dumps({"block": block, "row": row, "score": score}) + "\n" for block, row, score in records]
-        (tmp_path / name).write_text("".join(lines))
+        rows = [{"block": block, "row": row, "score": score, "status": "ok"} for block, row, score in records]
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     reader = RecordReader([tmp_path / "a", tmp_path / "b"])
     found = [{row: record["score"] for row, record in reader.block(number).items()} for number in range(4)]
     assert found == [{0: 1.0, 1: 2.0}, {5: 2.0}, {9: 1.0}, {}]

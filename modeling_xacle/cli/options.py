@@ -1,0 +1,57 @@
+"""What several commands share: options, their checks, and the printing of JSON."""
+
+from enum import Enum
+from typing import Annotated, Any
+
+import typer
+
+from .. import data
+
+TABLE = "CSV, TSV, JSON lines or Parquet file"
+
+Dtype = Enum("Dtype", {name: name for name in ("float32", "bfloat16", "float16")}, type=str)
+
+Model = Annotated[
+    str,
+    typer.Option(
+        show_default="the bundled one", help="Folder or Hub id of a xacle model, or of any CLAP model (zero-shot)."
+    ),
+]
+Revision = Annotated[str | None, typer.Option(help="Revision of a Hub id.")]
+Processor = Annotated[str | None, typer.Option(help="Processor of a CLAP model that comes without one.")]
+MapCosine = Annotated[bool, typer.Option("--map-cosine", help="Map a CLAP model's cosine to 0-10: (c + 1) * 5.")]
+Device = Annotated[str, typer.Option(help="auto (an accelerator if there is one), cpu, cuda, cuda:1, mps.")]
+Precision = Annotated[Dtype, typer.Option(help="Precision to compute in.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+Key = Annotated[
+    list[str] | None,
+    typer.Option(help="Column that tells rows apart; may be repeated. Default: id, or else the sound (and caption)."),
+]
+PredictionColumn = Annotated[
+    str | None, typer.Option(help="Column of the predictions. Default: pred_score, prediction_score or score.")
+]
+ReferenceColumn = Annotated[
+    str | None, typer.Option(help="Column of the listeners' means. Default: average_score, ... or score.")
+]
+
+
+def check_device(device: str | None) -> None:
+    """Refuse a device that this machine does not have, before anything is loaded."""
+    import torch
+
+    try:
+        torch.empty(0, device=None if device == "auto" else device)
+    except (RuntimeError, AssertionError) as error:
+        raise typer.BadParameter(f"--device {device}: {str(error).splitlines()[0]}") from error
+
+
+def columns_of(key: list[str] | None, prediction: str | None, reference: str | None) -> dict[str, Any]:
+    """The options that name columns, as the readers of score tables take them."""
+    chosen = {"prediction_columns": prediction and [prediction], "reference_columns": reference and [reference]}
+    return {"key_columns": key or None, **{name: value for name, value in chosen.items() if value}}
+
+
+def print_json(result: Any, indent: int | None = 2) -> None:
+    """Print strict JSON."""
+    typer.echo(data.json_text(result, indent))
