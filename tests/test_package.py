@@ -52,7 +52,7 @@ ROOMS = {
     "speed": set(),
     "checkpoints": {"data"},
     "judges": {"checkpoints", "data"},
-    "evaluation": {"data"},
+    "evaluation": {"checkpoints", "data"},
     "training": {"checkpoints", "data", "evaluation", "speed"},
     "scoring": {"checkpoints", "data", "judges"},
     "cli": {"checkpoints", "data", "evaluation", "scoring"},

@@ -20,6 +20,7 @@ from .conversion import (
     provenance,
     save_model,
 )
+from .loading import load_model, load_part
 
 logger = logging.get_logger(__name__)
 
@@ -82,13 +83,13 @@ def load_language_model(llm: str) -> tuple[PreTrainedModel, PreTrainedTokenizerB
         ConversionError: The model is of another kind, or the alignment model cannot use it; says why.
     """
     causal_config(llm)
-    tokenizer = AutoTokenizer.from_pretrained(llm)
+    tokenizer = load_part(AutoTokenizer, llm)
     if tokenizer.eos_token_id is None:
         raise ConversionError(
             f"{llm}: its tokenizer has no token that ends a text, which captions need: set its eos_token."
         )
     token_ids = add_special_tokens(tokenizer)
-    causal = AutoModelForCausalLM.from_pretrained(llm, dtype=torch.float32).eval()
+    causal = load_model(AutoModelForCausalLM, llm, dtype=torch.float32).eval()
     causal.resize_token_embeddings(token_ids["audio_token_id"] + 1)
     check_language_model(causal, llm)
     return causal, tokenizer, token_ids

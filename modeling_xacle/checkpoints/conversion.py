@@ -31,6 +31,7 @@ from ..processing_xacle import (
     SPECIAL_TOKENS,
     XacleProcessor,
 )
+from .loading import load_model, load_part
 
 logger = logging.get_logger(__name__)
 
@@ -268,12 +269,12 @@ def load_beats(source: str | Path) -> BeatsCheckpoint:
     """
     if Path(source).is_file() or Path(source).suffix == ".pt":
         return read_beats(source)
-    model_type = AutoConfig.from_pretrained(source).model_type
+    model_type = load_part(AutoConfig, source).model_type
     if model_type != BeatsConfig.model_type:
         raise ConversionError(
             f"{source} holds a {model_type} model; --beats takes a BEATs .pt file or a converted one."
         )
-    model = BeatsModel.from_pretrained(source, dtype=torch.float32)
+    model = load_model(BeatsModel, source, dtype=torch.float32)
     return BeatsCheckpoint(model.config, model.state_dict())
 
 
@@ -309,7 +310,7 @@ def causal_config(llm: str) -> PreTrainedConfig:
     Raises:
         ConversionError: It is a model of another kind.
     """
-    config = AutoConfig.from_pretrained(llm)
+    config = load_part(AutoConfig, llm)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise ConversionError(f"{llm} holds a {config.model_type} model; --llm takes a causal language model.")
     if config.get_text_config() is not config:

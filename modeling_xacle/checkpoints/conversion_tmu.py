@@ -26,6 +26,7 @@ from .conversion import (
     rename_keys,
     save_model,
 )
+from .loading import load_part
 from .provenance import write_tmu_card
 
 logger = logging.get_logger(__name__)
@@ -172,7 +173,7 @@ def convert_tmu(
     chosen = choose_settings(settings, audio_tokens, training_stage)
     state = rename_keys(state, TMU_RULES)
     is_finetuned = convert_tower(state, source)
-    tokenizer = AutoTokenizer.from_pretrained(llm)
+    tokenizer = load_part(AutoTokenizer, llm)
     token_ids = add_special_tokens(tokenizer)
     append_audio_row(state, token_ids, llm)
     parts = {

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import DatasetCard, ModelCard, ModelCardData
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
@@ -60,7 +61,10 @@ def read_card(model: str | Path, revision: str | None = None) -> ModelCardData |
         ("_raise_exceptions_for_missing_entries", "_raise_exceptions_for_connection_errors"), False
     )
     path = cached_file(str(model), CARD, revision=revision, **options)
-    return ModelCard.load(path).data if path else None
+    try:
+        return ModelCard.load(path).data if path else None
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        raise ValueError(f"{model}: the metadata of its {CARD} is broken ({type(error).__name__}); mend it.") from error
 
 
 def dataset_name(name_or_path: str | Path) -> str:

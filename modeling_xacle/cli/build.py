@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from .. import checkpoints
+from .options import Seed
 
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder to write; must be new or empty.")]
 Beats = Annotated[
@@ -50,7 +51,7 @@ def init(
     beats: Annotated[str, typer.Option(help="BEATs .pt file, or folder or Hub id of a converted one.")],
     llm: Annotated[str, typer.Option(help="Causal language model, folder or Hub id.")],
     output: Output,
-    seed: Annotated[int, typer.Option(help="Seed of the random projector and score head.")] = 0,
+    seed: Seed = 0,
     caption_likelihood: Annotated[
         bool,
         typer.Option(

@@ -7,7 +7,7 @@ import typer
 
 from .. import data, evaluation
 from ..evaluation.methods import EnsembleMethod
-from .options import TABLE, AsJson, Key, PredictionColumn, ReferenceColumn, columns_of, print_json
+from .options import TABLE, AsJson, Key, PredictionColumn, ReferenceColumn, Resamples, Seed, columns_of, print_json
 
 
 def ensemble(
@@ -29,8 +29,8 @@ def ensemble(
     save_weights: Annotated[Path | None, typer.Option(help="JSON file for the weights fitted on all pairs.")] = None,
     weights: Annotated[Path | None, typer.Option(help="Apply weights that --save-weights wrote.")] = None,
     folds: Annotated[int, typer.Option(min=2, help="Parts that the clips are split into for fitting.")] = 5,
-    resamples: Annotated[int, typer.Option(min=1, help="Bootstrap resamples of --leave-one-out.")] = 2000,
-    seed: Annotated[int, typer.Option(help="Of the split and of the bootstrap.")] = 0,
+    resamples: Resamples = 2000,
+    seed: Seed = 0,
     key: Key = None,
     prediction_column: PredictionColumn = None,
     reference_column: ReferenceColumn = None,

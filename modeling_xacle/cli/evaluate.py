@@ -8,11 +8,9 @@ import typer
 
 from .. import data, evaluation
 from ..evaluation.methods import CalibrationMethod
-from .options import TABLE, AsJson, Key, PredictionColumn, ReferenceColumn, columns_of, print_json
+from .options import TABLE, AsJson, Key, PredictionColumn, ReferenceColumn, Resamples, Seed, columns_of, print_json
 
 Reference = Annotated[Path, typer.Argument(help="Table of the listeners' mean scores, one row a pair.")]
-Resamples = Annotated[int, typer.Option(min=1, help="Resamples of the bootstrap, and swaps of the permutation test.")]
-Seed = Annotated[int, typer.Option(help="Random seed.")]
 
 
 def warn_of_dropped(pairs: "evaluation.EvaluationPairs") -> None:

@@ -8,6 +8,9 @@ import typer
 from .. import data
 
 TABLE = "CSV, TSV, JSON lines or Parquet file"
+LARGEST_SEED = 2**32 - 1  # that NumPy and PyTorch both take
+MOST_RESAMPLES = 1_000_000
+LARGEST_BATCH = 4096
 
 Dtype = Enum("Dtype", {name: name for name in ("float32", "bfloat16", "float16")}, type=str)
 
@@ -24,6 +27,11 @@ Device = Annotated[str, typer.Option(help="auto (an accelerator if there is one)
 Precision = Annotated[Dtype, typer.Option(help="Precision to compute in.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
+Seed = Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Random seed.")]
+Resamples = Annotated[
+    int,
+    typer.Option(min=1, max=MOST_RESAMPLES, help="Resamples of the bootstrap, and swaps of the permutation test."),
+]
 Key = Annotated[
     list[str] | None,
     typer.Option(help="Column that tells rows apart; may be repeated. Default: id, or else the sound (and caption)."),
@@ -40,10 +48,13 @@ def check_device(device: str | None) -> None:
     """Refuse a device that this machine does not have, before anything is loaded."""
     import torch
 
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
     try:
-        torch.empty(0, device=None if device == "auto" else device)
+        chosen = torch.empty(0, device=None if device == "auto" else device).device
     except (RuntimeError, AssertionError) as error:
         raise typer.BadParameter(f"--device {device}: {str(error).splitlines()[0]}") from error
+    if chosen.type not in ("cpu", accelerator and accelerator.type):
+        raise typer.BadParameter(f"--device {device}: nothing is computed there")
 
 
 def columns_of(key: list[str] | None, prediction: str | None, reference: str | None) -> dict[str, Any]:

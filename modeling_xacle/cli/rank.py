@@ -7,6 +7,7 @@ import typer
 
 from .. import DEFAULT_MODEL, data, scoring
 from .options import (
+    LARGEST_BATCH,
     TABLE,
     AsJson,
     Device,
@@ -20,7 +21,7 @@ from .options import (
     print_json,
 )
 
-BatchSize = Annotated[int, typer.Option(min=1, help="Sounds loaded at a time.")]
+BatchSize = Annotated[int, typer.Option(min=1, max=LARGEST_BATCH, help="Sounds loaded at a time.")]
 
 
 def rank(

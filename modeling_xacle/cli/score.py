@@ -8,6 +8,7 @@ import typer
 
 from .. import DEFAULT_MODEL, data, scoring
 from .options import (
+    LARGEST_BATCH,
     AsJson,
     Device,
     Dtype,
@@ -25,12 +26,13 @@ if TYPE_CHECKING:
 
 SOME_ROWS_FAILED = 3
 MOST_WORKERS = 16
+SHORTEST_HOP = 0.025  # seconds, as in the pipeline
 
 
 def parse_batch_size(value: str) -> str:
-    """`auto`, or a whole number from 1."""
-    if value != "auto" and not (value.isdecimal() and int(value) > 0):
-        raise typer.BadParameter(f"--batch-size {value}: give a whole number from 1, or auto.")
+    """`auto`, or a whole number from 1 to `LARGEST_BATCH`."""
+    if value != "auto" and not (value.isdecimal() and len(value) < 9 and 1 <= int(value) <= LARGEST_BATCH):
+        raise typer.BadParameter(f"--batch-size {value}: give a whole number from 1 to {LARGEST_BATCH}, or auto.")
     return value
 
 
@@ -60,8 +62,12 @@ BatchSize = Annotated[
     typer.Option(callback=parse_batch_size, help="Pairs at a time; auto: what the device holds."),
 ]
 Workers = Annotated[int, typer.Option(min=0, max=MOST_WORKERS, help="Processes that load and resample sounds.")]
-WindowSeconds = Annotated[float | None, typer.Option(help="Score all of a long sound, in windows of this length.")]
-HopSeconds = Annotated[float | None, typer.Option(help="Distance between windows. Default: the window.")]
+WindowSeconds = Annotated[
+    float | None, typer.Option(min=SHORTEST_HOP, help="Score all of a long sound, in windows of this length.")
+]
+HopSeconds = Annotated[
+    float | None, typer.Option(min=SHORTEST_HOP, help="Distance between windows. Default: the window.")
+]
 Windows = Annotated[bool, typer.Option("--windows", help="Also give the score of each window (table, or --json).")]
 Signature = Annotated[bool, typer.Option("--signature", help="Add a column that tells model and settings.")]
 Xacle = Annotated[bool, typer.Option("--xacle", help="Write the challenge's wav_file_name,pred_score alone.")]

@@ -57,8 +57,16 @@ def give_ordinary_permissions(folder: Path) -> None:
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """Gives a file beside the one to write, which takes that one's place when the context ends without an error."""
-    path = Path(path)
+    """
+    Gives a file beside the one to write, which takes that one's place when the context ends without an error. A link
+    stays a link.
+
+    Raises:
+        ValueError: There is a folder, a device or the like at that place.
+    """
+    path = _real(Path(path))
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path}: is not a file that can be replaced; choose another output.")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     try:

@@ -27,6 +27,7 @@ from .files import CARD, MANIFEST, check_replaceable, file_digest, read_metadata
 
 # The Hub's name for datasets with fewer rows than each limit.
 SIZE_CATEGORIES = [(1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (1e7, "1M<n<10M")]
+DATA_SUFFIXES = (".parquet", ".jsonl", ".json", ".csv", ".arrow")
 SPLIT_NAME = re.compile(r"\w+(\.\w+)*")
 ROWS_PER_WRITE = 10_000
 # With ten-second clips, this is some 30 to 200 MB in memory at a time.
@@ -263,6 +264,12 @@ def load_pairs(name_or_path: str | Path, split: str | None = None) -> DatasetDic
         FileNotFoundError: There is neither such a folder nor such a dataset on the Hub.
         ValueError: The dataset is broken, has no such split, lacks a column, or has one of another type.
     """
+    folder = Path(name_or_path)
+    if folder.is_dir() and not any(path.suffix in DATA_SUFFIXES for path in folder.rglob("*")):
+        raise ValueError(
+            f"{folder}: holds no dataset ({', '.join(DATA_SUFFIXES)}). To score a folder of sounds, write a table with a "
+            "row for each pair, or use `xacle matrix --audio-dir`."
+        )
     try:
         splits = load_dataset(str(name_or_path))
     except (FileNotFoundError, ConnectionError) as error:

@@ -92,9 +92,11 @@ class PairSource:
         self.dataset: Dataset | None = None
         self.path: Path | None = None
         if str(source) == STDIN or Path(source).is_file() or Path(source).suffix.lower() in FORMATS:
+            if split is not None:
+                raise ValueError(f"{self.name}: is one table; a split is chosen of a dataset, so leave out --split.")
             self.path = _copy_of_stdin(self) if str(source) == STDIN else Path(source)
             self.folder = Path(audio_dir or (Path() if str(source) == STDIN else self.path.parent)).absolute()
-            self.columns, _ = read_table(self.path)
+            self.columns, _ = read_table(self.path, self.name)
         else:
             self.dataset = _one_split(source, split)
             self.folder = Path(audio_dir or Path()).absolute()
@@ -109,7 +111,7 @@ class PairSource:
         """Line numbers and rows, from the first, read as they are asked for."""
         if self.dataset is not None:
             return enumerate(iter(self.dataset), 1)
-        return read_table(self.path)[1]
+        return read_table(self.path, self.name)[1]
 
     def _count_and_digest(self) -> tuple[int, str]:
         """All rows are read, so that a broken line is found before hours of scoring."""
@@ -151,7 +153,8 @@ class PairSource:
         clips: dict[Any, Clip] = {}
         for number, line, row in block:
             audio = self.audio(row)
-            key = hashlib.sha256(audio["bytes"]).digest() if isinstance(audio, dict) else audio
+            content = audio["bytes"] if isinstance(audio, dict) else None
+            key = hashlib.sha256(content).digest() if isinstance(content, bytes) else str(audio)
             clip = clips.setdefault(key, Clip(audio))
             clip.rows.append(PairRow(number, line, row[self.text_column]))
         return list(clips.values())

@@ -23,7 +23,7 @@ LARGEST_CELL = 2**27  # characters, in CSV; the default of 2**17 is less than wh
 Row = Mapping[str, Any]
 
 
-def read_table(path: str | Path) -> tuple[list[str], Iterator[tuple[int, dict[str, Any]]]]:
+def read_table(path: str | Path, name: str | None = None) -> tuple[list[str], Iterator[tuple[int, dict[str, Any]]]]:
     """
     Returns the columns of a table and an iterator over its rows, each with the number of its (last) line.
 
@@ -31,6 +31,7 @@ def read_table(path: str | Path) -> tuple[list[str], Iterator[tuple[int, dict[st
         path (`str` or `Path`): A UTF-8 file: CSV or TSV (`.tsv`) with a header line, or JSON lines (`.jsonl`), whose
             columns are the keys of the first line; or a Parquet file (`.parquet`), whose rows count as lines from 1.
             Values of CSV and TSV are strings, those of the others plain Python values.
+        name (`str`, *optional*): What messages call it, by default its path.
 
     Raises:
         FileNotFoundError: The file does not exist.
@@ -39,13 +40,14 @@ def read_table(path: str | Path) -> tuple[list[str], Iterator[tuple[int, dict[st
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such table.")
-    rows = _decoded(path, FORMATS.get(Path(path).suffix.lower(), FORMATS[".csv"]).read(path))
+    name = name or str(path)
+    rows = _decoded(name, FORMATS.get(Path(path).suffix.lower(), FORMATS[".csv"]).read(path))
     columns = next(rows, None)
     if not columns:
-        raise ValueError(f"{path}: the table is empty.")
-    repeated = sorted(name for name, count in Counter(columns).items() if count > 1)
+        raise ValueError(f"{name}: the table is empty.")
+    repeated = sorted(column for column, count in Counter(columns).items() if count > 1)
     if repeated:
-        raise ValueError(f"{path}: the header has more than one column {', '.join(repeated)}; rename or remove one.")
+        raise ValueError(f"{name}: the header has more than one column {', '.join(repeated)}; rename or remove one.")
     return columns, rows
 
 
@@ -121,7 +123,7 @@ def markdown_table(rows: Sequence[Row]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in cells)
 
 
-def _decoded(path: str | Path, lines: Iterator[Any]) -> Iterator[Any]:
+def _decoded(name: str, lines: Iterator[Any]) -> Iterator[Any]:
     """Yields the header and the rows, and explains in words what goes wrong in decoding."""
     count = 0
     try:
@@ -130,14 +132,16 @@ def _decoded(path: str | Path, lines: Iterator[Any]) -> Iterator[Any]:
             yield line
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path}: not UTF-8 (byte 0x{error.object[error.start]:02x}: {error.reason}); save it as UTF-8."
+            f"{name}: not UTF-8 (byte 0x{error.object[error.start]:02x}: {error.reason}); save it as UTF-8."
         ) from error
     except csv.Error as error:
-        raise ValueError(f"{path}: not a sound CSV file, a quote may be missing ({error}).") from error
+        raise ValueError(f"{name}: not a sound CSV file, a quote may be missing ({error}).") from error
     except pa.ArrowException as error:
-        raise ValueError(f"{path}: not a sound Parquet file ({error}).") from error
+        raise ValueError(f"{name}: not a sound Parquet file ({error}).") from error
+    except ValueError as error:  # of a reader, which knows the line
+        raise ValueError(f"{name}, {error}") from error
     if count == 1:
-        raise ValueError(f"{path}: the table has a header but no rows.")
+        raise ValueError(f"{name}: the table has a header but no rows.")
 
 
 def _csv_rows(path: str | Path, delimiter: str = ",") -> Iterator[Any]:
@@ -150,7 +154,7 @@ def _csv_rows(path: str | Path, delimiter: str = ",") -> Iterator[Any]:
         for fields in reader:
             if fields and len(fields) != len(columns):
                 raise ValueError(
-                    f"{path}, line {reader.line_num}: {len(fields)} fields, but the header has {len(columns)}; "
+                    f"line {reader.line_num}: {len(fields)} fields, but the header has {len(columns)}; "
                     "captions with commas need quotes."
                 )
             if fields:
@@ -175,15 +179,15 @@ def _json_rows(path: str | Path) -> Iterator[Any]:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
-            row = parse_json(line, f"{path}, line {number}")
+            row = parse_json(line, f"line {number}")
             if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {number}: a JSON object is needed, not {type(row).__name__}.")
+                raise ValueError(f"line {number}: a JSON object is needed, not {type(row).__name__}.")
             if not columns:
                 columns = list(row)
                 yield columns
             missing = [name for name in columns if name not in row]
             if missing:
-                raise ValueError(f"{path}, line {number}: the key {', '.join(missing)} of the first line is missing.")
+                raise ValueError(f"line {number}: the key {', '.join(missing)} of the first line is missing.")
             yield number, row
 
 
@@ -249,7 +253,8 @@ class Format:
     A format of tables.
 
     Fields:
-        read (callable): For a path, yields the columns, then pairs of a line number and a row.
+        read (callable): For a path, yields the columns, then pairs of a line number and a row; a `ValueError` begins
+            with the line.
         write (callable): For an open file and the columns, returns a context whose value writes a row.
         is_text (`bool`): Whether the file is UTF-8 text.
     """

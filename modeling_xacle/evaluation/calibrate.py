@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import isotonic_regression
 
+from ..checkpoints.loading import load_part
 from ..configuration_xacle import XacleConfig
 from ..data.columns import PREDICTION_COLUMNS, find_column
 from ..data.files import check_outputs, is_free, read_json, whole_folder, write_json
@@ -213,7 +214,7 @@ def calibrate_table(
     score_columns: Sequence[str] = PREDICTION_COLUMNS,
 ) -> int:
     """
-    Write a table again, with its scores calibrated and all else as it was. Scores of rows with an error stay.
+    Write a table again, with its scores calibrated and all else as it was. Rows with an error get no score.
 
     Args:
         calibration (`ScoreCalibration`): The map.
@@ -236,8 +237,7 @@ def calibrate_table(
     if np.isinf(calibrated).any():
         raise ValueError(f"{table}: the map gives scores that are no finite numbers ({calibration}); fit it anew.")
     for row, score in zip(scores.rows, calibrated.tolist(), strict=True):
-        kept = None if row[column] == "" else row[column]  # an empty cell is no text: Parquet has one kind in a column
-        rows.append({**row, column: kept if np.isnan(score) else score})
+        rows.append({**row, column: None if np.isnan(score) else score})
     write_table(output, rows)
     return len(rows)
 
@@ -270,7 +270,7 @@ def calibrate_model(calibration: ScoreCalibration, model: str | Path, output: st
     settings = read_json(model / CONFIG_FILE)
     if settings.get("model_type") != XacleConfig.model_type:
         raise ValueError(f"{model}: a {settings.get('model_type')} model, not {XacleConfig.model_type}.")
-    config = _compose(calibration, XacleConfig.from_pretrained(model))
+    config = _compose(calibration, load_part(XacleConfig, model))
     names = ("calibration_scale", "calibration_offset", "apply_calibration")
     settings.update({name: getattr(config, name) for name in names})
     with whole_folder(output) as partial:

@@ -1,5 +1,6 @@
 """Pictures of an evaluation, in a form that a paper can take."""
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
@@ -56,7 +57,8 @@ def styled_figure(width: float, height: float, columns: int = 1) -> Iterator[tup
 def figure_bytes(figure: Figure, format: str = "png") -> bytes:
     """The picture as a file of this format, "png" or "pdf"; the same picture gives the same bytes."""
     buffer = BytesIO()
-    with rc_context(STYLE):
+    with rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # drawn as a box
         metadata = {"CreationDate": None} if format == "pdf" else None
         figure.savefig(buffer, format=format, dpi=DOTS_PER_INCH, metadata=metadata)
     return buffer.getvalue()

@@ -213,7 +213,7 @@ def html_report(
     worst_header, worst = _worst(pairs, num_worst, audio_dir)
     groups = {
         column: {
-            "picture": pictures[_group_file(column)],
+            "picture": pictures.get(_group_file(column)),
             "header": _group_header(evaluation, column),
             "rows": _group_rows(evaluation, column),
         }
@@ -249,6 +249,8 @@ def draw_all(pairs: EvaluationPairs, evaluation: Mapping[str, Any]) -> dict[str,
         "bands": draw_bands(evaluation["bands"]),
     }
     for column, groups in evaluation["groups"].items():
+        if not any(group["metrics"] for group in groups.values()):
+            continue  # no group has two pairs
         figures[_group_file(column)] = draw_groups(column, groups, evaluation)
     return {
         name: Picture(figure_bytes(figure), figure_bytes(figure, "pdf"), round(CSS_INCH * figure.get_figwidth()))

@@ -4,6 +4,7 @@ import csv
 import io
 import math
 import re
+import reprlib
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,6 +28,8 @@ PROBLEMS_LISTED = 10
 # The earliest that a ZIP can hold: the same scores give the same bytes on any day.
 ZIP_DATE = (1980, 1, 1, 0, 0, 0)
 UNIX, REGULAR_FILE = 3, 0o100644
+SHORT = reprlib.Repr()  # YAML may nest what it repeats, so that a value written out would fill the memory
+SHORT.maxlevel = 2
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def _field_problems(name: str, value: Any, is_list: bool) -> list[str]:
     """What is wrong with a field that is there."""
     texts = value if is_list else [value]
     if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
-        return [f"{name} must be {'a list of texts' if is_list else 'a text'}, got {value!r}"]
+        return [f"{name} must be {'a list of texts' if is_list else 'a text'}, got {SHORT.repr(value)}"]
     if not texts and name != MAY_BE_EMPTY:
         return [f"{name} is empty"]
     if name == "name" and not SYSTEM_NAME.fullmatch(value):
@@ -92,10 +95,12 @@ def read_description(path: str | Path) -> dict[str, Any]:
     """
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())}).") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 (byte {error.start}); save it as UTF-8.") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{path}: not YAML ({error}).") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path}: must hold fields such as `name: my-system`, not a {type(content).__name__}.")
+        raise ValueError(f"{path}: must hold fields such as `name: my-system`, and holds none.")
     return content
 
 

@@ -11,6 +11,7 @@ from transformers import AutoConfig, ClapFeatureExtractor, ClapModel, ClapProces
 from transformers.utils import logging
 
 from ..checkpoints.fingerprints import digest_of, front_end_code, model_fingerprint
+from ..checkpoints.loading import load_model, load_part
 from ..feature_extraction_xacle import load_waveform
 from ..pipeline_xacle import window_spans
 
@@ -93,15 +94,10 @@ class ClapTeacher:
             ValueError: It is no CLAP model, or weights or the processor are missing.
             OSError: The folder or repository does not exist.
         """
-        config = AutoConfig.from_pretrained(name_or_path, revision=revision)
+        config = load_part(AutoConfig, name_or_path, revision)
         if config.model_type != "clap":
             raise ValueError(f"{name_or_path}: a model of type {config.model_type}, not clap.")
-        model, info = ClapModel.from_pretrained(
-            name_or_path, revision=revision, dtype=torch.float32, output_loading_info=True
-        )
-        missing = sorted(set(info["missing_keys"]) & {name for name, _ in model.named_parameters()})
-        if missing:
-            raise ValueError(f"{name_or_path}: weights are missing, they would be random: {', '.join(missing)}.")
+        model = load_model(ClapModel, name_or_path, revision, dtype=torch.float32)
         own = _load_processor(processor) if processor else _load_processor(name_or_path, revision)
         return cls(model, own, device)
 

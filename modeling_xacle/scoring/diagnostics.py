@@ -18,6 +18,7 @@ from transformers import AutoConfig, pipeline
 from transformers.utils import logging
 
 from .. import __version__
+from ..checkpoints.loading import load_part
 from ..checkpoints.provenance import commit_of, made_from, read_card
 from ..configuration_xacle import STAGES, XacleConfig
 from ..feature_extraction_xacle import audio_engine
@@ -56,7 +57,7 @@ def model_info(name: str, revision: str | None = None) -> dict[str, Any]:
         OSError: There is no such model, or it has no processor.
         ValueError: A model of another kind, or a broken card.
     """
-    config = AutoConfig.from_pretrained(name, revision=revision)
+    config = load_part(AutoConfig, name, revision)
     if not isinstance(config, XacleConfig):
         raise ValueError(f"{name}: a model of type {config.model_type}, not {XacleConfig.model_type}.")
     align = load_scorer(name, "cpu", revision=revision)

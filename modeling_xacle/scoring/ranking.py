@@ -161,7 +161,11 @@ def read_texts(path: str | Path) -> list[str]:
     if Path(path).suffix.lower() in FORMATS:
         columns, rows = read_table(path)
         column = find_column(columns, TEXT_COLUMNS, path)
-        texts = [str(row[column]) for _, row in rows]
+        texts = []
+        for line, row in rows:
+            if row[column] is None or not str(row[column]).strip():
+                raise ValueError(f"{path}, line {line}: the caption is empty; fill it in or remove the line.")
+            texts.append(str(row[column]))
     else:
         texts = _lines(path)
     if not texts:
@@ -250,6 +254,7 @@ def _labels(names: Sequence[str]) -> tuple[list[int], list[str]]:
     """Places and texts of the labels along a side: none where they would not be readable."""
     if len(names) > MOST_LABELS:
         return [], []
+    names = ["".join(char if char.isprintable() else "?" for char in name) for name in names]
     cut = [name if len(name) <= LABEL_LENGTH else f"{name[: LABEL_LENGTH - 4]} ..." for name in names]
     return list(range(len(names))), cut
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import AutoConfig, pipeline
+from transformers import AutoConfig, AutoModel, AutoProcessor, pipeline
 
 from .. import DEFAULT_MODEL, __version__
 from ..checkpoints.fingerprints import (
@@ -19,6 +19,7 @@ from ..checkpoints.fingerprints import (
     weights_fingerprint,
     without_bookkeeping,
 )
+from ..checkpoints.loading import load_model, load_part
 from ..checkpoints.provenance import commit_of
 from ..judges.clap import ClapTeacher
 from ..judges.clap_pipeline import ZeroShotAlignmentPipeline
@@ -69,13 +70,12 @@ def load_scorer(
         A pipeline that also knows the `commit` of a model on the Hub.
 
     Raises:
-        ValueError: Another kind of model, an incomplete one, or an option that it does not take.
-        OSError: There is no such model.
+        ValueError: There is no such model; it is of another kind, incomplete or broken; or it does not take an option.
     """
     if device == "auto":
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     device, compute_dtype = torch.device(device), DTYPES[dtype]
-    kind = AutoConfig.from_pretrained(model, revision=revision).model_type
+    kind = load_part(AutoConfig, model, revision).model_type
     commit = commit_of(model, revision)
     if kind == "clap":
         teacher = ClapTeacher.from_pretrained(model, processor, device, revision)
@@ -86,7 +86,9 @@ def load_scorer(
         raise ValueError(f"{model}: a model of type {kind}; xacle and clap models can score.")
     if map_cosine or processor:
         raise ValueError(f"{model}: --map-cosine and --processor are for CLAP models.")
-    align = pipeline("audio-text-alignment", model=str(model), revision=revision, dtype=compute_dtype, device=device)
+    loaded = load_model(AutoModel, model, revision, dtype=compute_dtype)
+    processor = load_part(AutoProcessor, model, revision)
+    align = pipeline("audio-text-alignment", model=loaded, processor=processor, device=device)
     # Pipeline leaves the model where it is if processes share the work.
     align.model.to(device)
     align.device, align.commit = device, commit

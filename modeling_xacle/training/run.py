@@ -24,6 +24,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from ..checkpoints.loading import load_model, load_part
 from ..configuration_xacle import XacleConfig
 from ..data.files import saving
 from ..data.pairs import check_rows, load_pairs
@@ -127,14 +128,11 @@ def load_start(stage: StageArguments) -> tuple[PreTrainedModel, XacleProcessor]:
             else "build it with `xacle init --beats BEATS --llm LLM -o runs/stage0`"
         )
         raise FileNotFoundError(f"{source}, where stage {stage.stage} starts, is missing: {before}, or name --model.")
-    config = AutoConfig.from_pretrained(source)
+    config = load_part(AutoConfig, source)
     if not isinstance(config, XacleConfig):
         raise ValueError(f"--model {source}: a model of type {config.model_type}, not {XacleConfig.model_type}.")
     model_class = XacleForConditionalGeneration if stage.stage == 1 else XacleModel
-    model, info = model_class.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
-    missing = sorted(info["missing_keys"])
-    if missing or info["mismatched_keys"]:
-        raise ValueError(f"--model {source}: weights are missing or of another shape: {', '.join(missing[:5])}.")
+    model = load_model(model_class, source, dtype=torch.float32)
     inner = alignment_model(model).config
     if stage.caption_weight and not inner.caption_likelihood:
         raise ValueError(
@@ -142,7 +140,7 @@ def load_start(stage: StageArguments) -> tuple[PreTrainedModel, XacleProcessor]:
             "with `xacle init --caption-likelihood`."
         )
     inner.calibration_scale, inner.calibration_offset = 1.0, 0.0  # the old calibration fits the old head
-    processor = AutoProcessor.from_pretrained(source)
+    processor = load_part(AutoProcessor, source)
     check_agreement(inner, processor)
     return model, processor
 

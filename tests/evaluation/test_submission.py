@@ -165,7 +165,7 @@ def test_descriptions_from_options_and_files(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [("a: [", "not YAML"), ("- a", "must hold fields"), ("", "not a NoneType")]
+    ("content", "message"), [("a: [", "not YAML"), ("- a", "must hold fields"), ("", "and holds none")]
 )
 def test_files_that_describe_nothing(content, message, tmp_path):
     (tmp_path / "system.yaml").write_text(content)

@@ -1,0 +1,92 @@
+"""Loads models that a user names. Code that comes with them never runs; what is wrong is told in one sentence."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
+
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+CONFIG_FILE = "config.json"
+LONGEST_REASON = 300
+# How files begin that are not what their names say.
+BEGINNINGS = {
+    b"version https://git-lfs": "is a Git LFS pointer: run `git lfs pull` in the folder",
+    b"<": "is a web page: download the file itself",
+}
+NAMES_LISTED = 5
+
+
+def load_part(part_class: Any, name: str | Path, revision: str | None = None, **options: Any) -> Any:
+    """
+    Calls `from_pretrained` of a configuration, processor or tokenizer class.
+
+    Args:
+        part_class (`type`): A class of Transformers or of this package; an `Auto` class too.
+        name (`str` or `Path`): Folder or Hub id.
+        revision (`str`, *optional*): Revision of a Hub id.
+        options: Further arguments.
+
+    Raises:
+        ValueError: It cannot be loaded; the message names it and says why.
+    """
+    folder = Path(name)
+    if folder.is_file():
+        raise ValueError(f"{name}: is a file; name the model's folder.")
+    if folder.is_dir() and not (folder / CONFIG_FILE).is_file():
+        raise ValueError(f"{name}: holds no {CONFIG_FILE}, so it is not a model's folder.")
+    try:
+        return part_class.from_pretrained(str(name), revision=revision, trust_remote_code=False, **options)
+    except Exception as error:  # Transformers and its libraries raise any kind for a broken file
+        raise ValueError(f"{name}: {_reason(folder, error)}") from error
+
+
+def load_model(model_class: Any, name: str | Path, revision: str | None = None, **options: Any) -> PreTrainedModel:
+    """
+    Loads a model with all its weights; arguments as for [`load_part`].
+
+    Raises:
+        ValueError: It cannot be loaded, or weights are missing or of another shape.
+    """
+    for file in sorted(Path(name).glob("*.safetensors")) if Path(name).is_dir() else ():
+        check_weights(file)
+    model, info = load_part(model_class, name, revision, output_loading_info=True, **options)
+    missing = sorted(set(info["missing_keys"]) & {parameter for parameter, _ in model.named_parameters()})
+    missing += sorted(str(found[0]) for found in info["mismatched_keys"])
+    if missing:
+        raise ValueError(
+            f"{name}: {len(missing)} weights are missing or of another shape and would be random "
+            f"({', '.join(missing[:NAMES_LISTED])}{', ...' if len(missing) > NAMES_LISTED else ''})."
+        )
+    return model
+
+
+def check_weights(file: Path) -> None:
+    """
+    Looks at the header of a file of weights.
+
+    Raises:
+        ValueError: The file is empty, cut short, or something else.
+    """
+    try:
+        with safe_open(file, framework="pt"):
+            return
+    except (SafetensorError, OSError) as error:
+        with open(file, "rb") as content:
+            start = content.read(64).lstrip()
+        known = (said for beginning, said in BEGINNINGS.items() if start.startswith(beginning))
+        said = next(known, "is cut short or broken: download it again" if start else "is empty: download it again")
+        raise ValueError(f"{file}: {said}.") from error
+
+
+def _reason(folder: Path, error: Exception) -> str:
+    """Says why a model cannot be loaded."""
+    if not folder.exists():
+        if not HUB_ID.fullmatch(str(folder)):
+            return "there is no such folder."
+        return "there is no such folder, and no model of this name could be had from the Hub."
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if "trust_remote_code" in str(error):
+        line = "the model comes with code of its own, which is not run here"
+    return f"cannot be loaded ({line[:LONGEST_REASON]})."
