@@ -267,8 +267,8 @@ def load_pairs(name_or_path: str | Path, split: str | None = None) -> DatasetDic
     folder = Path(name_or_path)
     if folder.is_dir() and not any(path.suffix in DATA_SUFFIXES for path in folder.rglob("*")):
         raise ValueError(
-            f"{folder}: holds no dataset ({', '.join(DATA_SUFFIXES)}). To score a folder of sounds, write a table with a "
-            "row for each pair, or use `xacle matrix --audio-dir`."
+            f"{folder}: holds no dataset ({', '.join(DATA_SUFFIXES)}). To score a folder of sounds, write a table with "
+            "a row for each pair, or use `xacle matrix --audio-dir`."
         )
     try:
         splits = load_dataset(str(name_or_path))

@@ -88,7 +88,10 @@ def load_scorer(
         raise ValueError(f"{model}: --map-cosine and --processor are for CLAP models.")
     loaded = load_model(AutoModel, model, revision, dtype=compute_dtype)
     processor = load_part(AutoProcessor, model, revision)
-    align = pipeline("audio-text-alignment", model=loaded, processor=processor, device=device)
+    try:
+        align = pipeline("audio-text-alignment", model=loaded, processor=processor, device=device)
+    except ValueError as error:  # the processor is of another model
+        raise ValueError(f"{model}: {error}") from error
     # Pipeline leaves the model where it is if processes share the work.
     align.model.to(device)
     align.device, align.commit = device, commit

@@ -1,0 +1,99 @@
+"""Mistakes in a command: each is told in one line that names it, before anything is computed or written."""
+
+import os
+import shutil
+
+import pytest
+from conftest import PARITY
+
+CLIP = PARITY / "wav" / "b_16k_3s.wav"
+ONE = ["--audio", CLIP, "--text", "beep"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder to work in: a clip, a table of it, predictions, ratings, and a folder of sounds."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sounds").mkdir()
+    shutil.copy(CLIP, tmp_path / "sounds" / "clip.wav")
+    (tmp_path / "pairs.csv").write_text("audio,text\nsounds/clip.wav,beep\n")
+    for name, column in (("scores.csv", "pred_score"), ("ratings.csv", "average_score")):
+        rows = [f"{row}.wav,{row + (column == 'pred_score' and row % 2)}" for row in range(6)]
+        (tmp_path / name).write_text("\n".join([f"wav_file_name,{column}", *rows]) + "\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["score", *ONE, "--window-seconds", "-1"],
+        ["score", *ONE, "--hop-seconds", "0"],
+        ["score", "pairs.csv", "-o", "o.csv", "--batch-size", "0"],
+        ["score", "pairs.csv", "-o", "o.csv", "--batch-size", "9223372036854775808"],
+        ["score", *ONE, "--device", "meta"],
+        ["rank", CLIP, "--text", "a", "--batch-size", "9223372036854775808"],
+        ["evaluate", "scores.csv", "ratings.csv", "--seed", "-1"],
+        ["evaluate", "scores.csv", "ratings.csv", "--resamples", "1" + "0" * 100],
+        ["init", "--beats", "a", "--llm", "b", "-o", "c", "--seed", "1" + "0" * 100],
+    ],
+)
+def test_numbers_out_of_range_are_mistakes_in_the_command(command, here, xacle):
+    assert command[-2] in xacle(*command, expect=2) or command[-1] in xacle(*command, expect=2)
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["score", "pairs.csv", "-o", "o.csv", "--split", "test"], "pairs.csv: is one table"),
+        (["score", "sounds", "-o", "o.csv"], "sounds: holds no dataset"),
+        (["score", "pairs.csv", "-o", "pairs.csv"], "would be written over the input pairs.csv"),
+        (["calibrate", "scores.csv", "ratings.csv", "-o", "scores.csv"], "would be written over the input scores.csv"),
+        (["calibrate", "scores.csv", "ratings.csv", "-o", "m.png", "--diagram", "m.png"], "two outputs"),
+        (["ensemble", "scores.csv", "-o", "e.csv", "--save-weights", "scores.csv"], "over the input scores.csv"),
+        (["matrix", "sounds/clip.wav", "--texts", "pairs.csv", "-o", "pairs.csv"], "over the input pairs.csv"),
+        (["matrix", "sounds/clip.wav", "--texts", "pairs.csv", "--heat-map", "linked.png"], "over the input"),
+        (["evaluate", "scores.csv", "ratings.csv", "-o", "."], "would be written over the input scores.csv"),
+        (["evaluate", "ratings.csv", "ratings.csv"], "no column pred_score"),
+        (
+            ["evaluate", "ratings.csv", "ratings.csv", "--prediction-column", "average_score"],
+            "compared with themselves",
+        ),
+        (["calibrate", "scores.csv", "ratings.csv", "-o", os.devnull], "is not a file that can be replaced"),
+    ],
+)
+def test_what_would_be_lost_or_mean_nothing_is_refused(command, said, here, xacle):
+    (here / "linked.png").symlink_to(here / "sounds" / "clip.wav")
+    before = {path: path.read_bytes() for path in here.rglob("*") if path.is_file()}
+    message = xacle(*command, expect=1)
+    assert said in message and len(message.splitlines()) == 1
+    assert {path: path.read_bytes() for path in here.rglob("*") if path.is_file()} == before
+
+
+def test_a_message_is_one_line_that_a_terminal_can_show(here, xacle):
+    (here / "odd.csv").write_text("a\x07\x1b[31mb," + "c" * 5000 + "\n1,2\n")
+    message = xacle("score", "odd.csv", "-o", "o.csv", expect=1)
+    assert message.isascii() and len(message) < 1200 and "\\x07\\x1b[31m" in message
+
+
+def test_standard_input_is_called_that(here, xacle, monkeypatch):
+    read, write = os.pipe()
+    os.write(write, b"audio,text\n\xff,a\n")
+    os.close(write)
+    with open(read) as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        assert xacle("score", "-", "-o", "o.csv", expect=1).startswith("error: standard input: not UTF-8")
+
+
+def test_deep_json_and_endless_integers_name_their_line(here, xacle):
+    for content in ("[" * 100_000, '{"audio": "a", "text": ' + "1" * 5000 + "}"):
+        (here / "odd.jsonl").write_text('{"audio": "a", "text": "b"}\n' + content + "\n")
+        assert "odd.jsonl, line 2: not JSON" in xacle("score", "odd.jsonl", "-o", "o.csv", expect=1)
+
+
+def test_long_cells_are_read_and_half_characters_reach_parquet(here, xacle):
+    (here / "odd.jsonl").write_text(
+        '{"audio": "sounds/clip.wav", "text": "b", "more": "' + "x" * 200_000 + '\\ud83d"}\n'
+    )
+    for output in ("o.csv", "o.parquet"):
+        xacle("score", "odd.jsonl", "-o", output)
+        xacle("score", output, "-o", f"again-{output}", "--prefix", "again_")
