@@ -18,6 +18,7 @@ from pathlib import Path
 import typer
 from transformers import set_seed
 
+from modeling_xacle.data.files import held
 from modeling_xacle.speed import fast_forms
 from modeling_xacle.training.cards import write_report
 from modeling_xacle.training.freezing import choose_trained
@@ -44,20 +45,21 @@ def main(arguments: list[str] | None = None) -> None:
     splits = load_splits(stage, total_batch_size(args))
     check_lists(stage, args, len(splits[0]))
     model, processor = load_start(stage)
-    run = find_run(stage, args, model, processor, splits)
-    if not run.is_finished:
-        set_seed(args.seed)
-        trainer = make_trainer(stage, args, choose_trained(model, stage), processor, *splits)
-        with fast_forms(trainer.model):
-            train(trainer, run.checkpoint)
-            validation = validate(trainer, stage)
-        save_result(trainer, stage)
-        summary = write_report(trainer, stage, *validation)
-        mark_finished(args)
-        if summary:
-            typer.echo(summary)
-    if args.push_to_hub:
-        push(stage, args)
+    with held(args.output_dir, args.process_index == 0):
+        run = find_run(stage, args, model, processor, splits)
+        if not run.is_finished:
+            set_seed(args.seed)
+            trainer = make_trainer(stage, args, choose_trained(model, stage), processor, *splits)
+            with fast_forms(trainer.model):
+                train(trainer, run.checkpoint)
+                validation = validate(trainer, stage)
+            save_result(trainer, stage)
+            summary = write_report(trainer, stage, *validation)
+            mark_finished(args)
+            if summary:
+                typer.echo(summary)
+        if args.push_to_hub:
+            push(stage, args)
 
 
 if __name__ == "__main__":

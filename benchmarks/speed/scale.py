@@ -1,4 +1,10 @@
-"""Measures the cost of scoring a table: time per pair with 1, 2 and 4 processes, and memory for two table sizes."""
+"""
+Measures the cost of scoring a table: time per pair with 1, 2 and 4 processes, and memory for two table sizes.
+
+    PYTHONPATH=. python benchmarks/speed/scale.py --pairs 100000
+
+is a trial under load on one process: time per pair, and the memory of a tenth of the table beside that of the whole.
+"""
 
 import os
 import subprocess
@@ -6,10 +12,11 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import soundfile
+import typer
 
 ROOT = Path(__file__).parents[2]
 LAUNCHER = ROOT / "accelerate_configs" / "cpu_2_processes.yaml"
@@ -67,18 +74,17 @@ def score(table: Path, processes: int) -> dict[str, float]:
     return {"seconds": time.perf_counter() - start, "peak_memory": int(done.stdout) * 1024}
 
 
-def measure_tables(smoke: bool = False) -> list[dict[str, Any]]:
+def measure_sizes(sizes: tuple[int, int], processes: tuple[int, ...]) -> list[dict[str, Any]]:
     """Measures for each number of processes: seconds a pair, seconds to start, and peak memory with either table."""
-    sizes = (8, 16) if smoke else (SHORT, LONG)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         tables = [write_table(Path(folder), pairs) for pairs in sizes]
-        for processes in PROCESSES[:1] if smoke else PROCESSES:
-            short, long = (score(table, processes) for table in tables)
+        for count in processes:
+            short, long = (score(table, count) for table in tables)
             pair = (long["seconds"] - short["seconds"]) / (sizes[1] - sizes[0])
             rows.append(
                 {
-                    "processes": processes,
+                    "processes": count,
                     "pairs": list(sizes),
                     "seconds a pair": pair,
                     "seconds to start": short["seconds"] - pair * sizes[0],
@@ -86,3 +92,22 @@ def measure_tables(smoke: bool = False) -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+def measure_tables(smoke: bool = False) -> list[dict[str, Any]]:
+    """Measures the tables of the benchmark; a smoke test measures small ones with one process."""
+    return measure_sizes((8, 16), PROCESSES[:1]) if smoke else measure_sizes((SHORT, LONG), PROCESSES)
+
+
+def main(pairs: Annotated[int, typer.Option(min=100, help="Rows of the table.")] = 100_000) -> None:
+    """Score a large table, and tell the time per pair and the peak memory."""
+    for row in measure_sizes((pairs // 10, pairs), PROCESSES[:1]):
+        small, large = (memory / 2**20 for memory in row["peak_memory"])
+        typer.echo(
+            f"{1e3 * row['seconds a pair']:.2f} ms a pair; peak memory {small:.0f} MiB with {pairs // 10:,} pairs, "
+            f"{large:.0f} MiB with {pairs:,}"
+        )
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -192,13 +192,20 @@ def _real(path: Path) -> Path:
 
 
 @contextmanager
-def held(output: str | Path) -> Iterator[None]:
+def held(output: str | Path, is_holder: bool = True) -> Iterator[None]:
     """
     Holds an output for this process alone, by the file `OUT.lock`; that of a process that was killed does not count.
+
+    Args:
+        output (`str` or `Path`): File or folder.
+        is_holder (`bool`): Of several processes that share the work, only the first holds it, for all.
 
     Raises:
         ValueError: Another process holds the output; the message says which, and on what machine.
     """
+    if not is_holder:
+        yield
+        return
     lock = SoftFileLock(f"{output}.lock", timeout=0)
     Path(output).parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -237,14 +244,20 @@ def whole_folder(output: Path) -> Iterator[Path]:
 
 @contextmanager
 def unfinished_folder(output: Path) -> Iterator[Path]:
-    """Gives a folder beside the output for work in progress; it is removed at the end, or when the next run begins."""
+    """
+    Gives a folder beside the output for work in progress; it is removed at the end, or when the next run begins.
+
+    Raises:
+        ValueError: Another process is at work on the output.
+    """
     folder = output.absolute().with_name(f".{output.name}.partial")
-    shutil.rmtree(folder, ignore_errors=True)  # left by a killed run
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with held(output.absolute()):
+        shutil.rmtree(folder, ignore_errors=True)  # left by a killed run
+        folder.mkdir(parents=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def replace_folder(partial: Path, output: Path) -> None:

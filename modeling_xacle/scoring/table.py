@@ -1,7 +1,6 @@
 """Scoring whole tables of pairs."""
 
 from collections import Counter
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -170,7 +169,7 @@ def score_table(
     description = describe(align, pairs, options)
     files = ScoringFiles(output, description, options.verify)
     check_outputs([files.output, files.sidecar, files.records], [pairs.path])
-    with held(output) if state.is_main_process else nullcontext():
+    with held(output, state.is_main_process):
         if state.is_main_process and (options.restart or not files.is_finished()):
             files.open(options.restart)
         state.wait_for_everyone()

@@ -296,7 +296,7 @@ def test_stored_weights_are_judged_by_other_clips(tables, tmp_path):
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"method": "mean", "parameters": {}}', "3"])
 def test_files_that_are_no_weights(content, tables):
     (tables / "w.json").write_text(content)
-    with pytest.raises(ValueError, match="not weights that|not JSON"):
+    with pytest.raises(ValueError, match=r"not weights that|not JSON"):
         apply_weights(tables / "w.json", read_members([tables / "a.csv"]))
 
 

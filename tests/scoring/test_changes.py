@@ -12,7 +12,7 @@ from conftest import ROOT, SAMPLING_RATE
 from scored_tables import StandIn, read_rows, write_rows
 from teachers import make_clip
 
-from modeling_xacle.data.files import check_outputs, held
+from modeling_xacle.data.files import check_outputs, held, unfinished_folder
 from modeling_xacle.data.pairs import make_dataset, save_dataset
 from modeling_xacle.data.sources import PairSource
 from modeling_xacle.scoring import changes, groups
@@ -130,6 +130,8 @@ def test_an_output_that_another_process_writes_is_not_touched(own, align, tmp_pa
     process.stdout.readline()
     with pytest.raises(ValueError, match=rf"o\.csv: is being written by process {process.pid} on .*; wait for it"):
         score_table(StandIn(align), own, output)
+    with pytest.raises(ValueError, match="is being written by process"), unfinished_folder(output):
+        pass
     assert not output.exists()
     process.kill()
     process.wait()
