@@ -97,18 +97,16 @@ class AudioCollator:
         if self.cache is not None:
             stored = [self.cache.load(row["audio"], seed) for row, seed in zip(rows, seeds, strict=True)]
             return {"audio_features": torch.stack(stored)}
-        waveforms = torch.stack([self._load(row) for row in rows])  # (B, samples)
-        features = self.processor.feature_extractor.log_mel(waveforms)  # -> (B, T, F)
+        features = torch.cat([self._features(row) for row in rows])  # B x (1, T, F) -> (B, T, F)
         if self.augment is not None:
             pairs = zip(features, seeds, strict=True)
             features = torch.stack([clip if seed is None else self.augment(clip, seed) for clip, seed in pairs])
         return {"input_features": features}
 
-    def _load(self, row: Mapping[str, Any]) -> torch.Tensor:
-        """Returns the waveform `(samples,)`, cut or padded to the processor's length."""
-        extractor = self.processor.feature_extractor
+    def _features(self, row: Mapping[str, Any]) -> torch.Tensor:
+        """Returns the log-mel spectrogram `(1, num_frames, num_mel_bins)` of a row's sound."""
         try:
-            return extractor.fit(extractor.load(row["audio"])[0])
+            return self.processor.feature_extractor(row["audio"], return_notes=True)["input_features"]
         except (ValueError, OSError) as error:
             error.add_note(f"in the pair {row['id']}")
             raise
