@@ -218,3 +218,10 @@ def test_contributing_names_files_that_exist():
 def modeling_xacle_rooms():
     """Names of the folders of code."""
     return [path.parent.name for path in (ROOT / "modeling_xacle").glob("*/__init__.py")]
+
+
+def test_every_promise_names_tests_that_exist():
+    named = re.findall(r"`([\w/]+\.py)::(test_\w+)`", (ROOT / "docs" / "promises.md").read_text())
+    assert len(named) > 15
+    for file, name in named:
+        assert f"def {name}(" in (ROOT / "tests" / file).read_text(), f"{file}::{name}"

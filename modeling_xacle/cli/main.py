@@ -20,6 +20,7 @@ SETTINGS = {
     "context_settings": {"help_option_names": ["-h", "--help"]},
 }
 LONGEST_MESSAGE = 1000
+INTERRUPTED = 130  # the exit code of a command that Ctrl-C ended
 app = typer.Typer(help="How well does a sound match a caption?", **SETTINGS)
 convert = typer.Typer(help="Convert published checkpoints to folders that from_pretrained loads.", **SETTINGS)
 COMMANDS = (score, evaluate, compare, calibrate, ensemble, submit, rank, matrix, init, info, doctor)
@@ -62,6 +63,9 @@ def main() -> None:
         sys.modules["transformers"].utils.logging.disable_progress_bar()
     try:
         app()
+    except KeyboardInterrupt:
+        typer.echo("stopped", err=True)
+        sys.exit(INTERRUPTED)
     except (ValueError, TypeError, OSError) as error:
         typer.echo(f"error: {one_line(str(error))}", err=True)
         sys.exit(1)

@@ -253,6 +253,7 @@ def unfinished_folder(output: Path) -> Iterator[Path]:
     folder = output.absolute().with_name(f".{output.name}.partial")
     with held(output.absolute()):
         shutil.rmtree(folder, ignore_errors=True)  # left by a killed run
+        _restore(output.absolute())
         folder.mkdir(parents=True)
         try:
             yield folder
@@ -260,9 +261,20 @@ def unfinished_folder(output: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def _earlier(output: Path) -> Path:
+    """Where a folder is while its successor takes its place."""
+    return output.with_name(f".{output.name}.earlier")
+
+
+def _restore(output: Path) -> None:
+    """Put a folder back that a run moved aside before it was killed."""
+    if _earlier(output).exists() and not output.exists():
+        _earlier(output).rename(output)
+
+
 def replace_folder(partial: Path, output: Path) -> None:
     """Put the finished folder in its place; an earlier one is moved aside first and removed last."""
-    earlier = output.with_name(f".{output.name}.earlier")
+    earlier = _earlier(output)
     shutil.rmtree(earlier, ignore_errors=True)
     if output.exists():
         output.rename(earlier)

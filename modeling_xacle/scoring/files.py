@@ -108,6 +108,7 @@ class ScoringFiles:
         self.sidecar = self.output.with_name(f"{self.output.name}.json")
         self.records = self.output.with_name(f"{self.output.name}.records.jsonl")
         self.work = self.output.with_name(f"{self.output.name}.work")
+        self._done = self.output.with_name(f"{self.output.name}.work.done")
         # Each file is looked at once, however many rows name it.
         self._is_unchanged = cache(lambda state: is_unchanged(dict(state), verify))
 
@@ -116,6 +117,7 @@ class ScoringFiles:
         Returns True if the output is complete and as it was written, of the same input and settings, and no clip has
         changed since.
         """
+        shutil.rmtree(self._done, ignore_errors=True)  # of a run that was killed in its last moment
         if self.work.exists() or not all(file.is_file() for file in (self.output, self.sidecar, self.records)):
             return False
         written = _sound(read_json(self.sidecar), self.sidecar, output_sha256=str, rows=dict)
@@ -145,7 +147,6 @@ class ScoringFiles:
             self._check()
         if restart or not self.sidecar.is_file():
             self.records.unlink(missing_ok=True)  # nothing says what settings they are of
-        shutil.rmtree(self.work.with_name(f"{self.work.name}.done"), ignore_errors=True)
         self.work.mkdir(parents=True, exist_ok=True)
         write_json(self.work / SETTINGS, self.description)
         self._gather()
@@ -230,9 +231,9 @@ class ScoringFiles:
         sidecar = {**self.description, "rows": counts, "output_sha256": file_digest(self.output)}
         write_json(self.sidecar, sidecar)
         # Whole or gone: a folder of which a part was removed would be taken for a run to continue.
-        done = self.work.with_name(f"{self.work.name}.done")
-        self.work.rename(done)
-        shutil.rmtree(done)
+        shutil.rmtree(self._done, ignore_errors=True)
+        self.work.rename(self._done)
+        shutil.rmtree(self._done)
 
 
 def as_line(record: Record) -> str:
