@@ -1,15 +1,18 @@
 """Loads models that a user names. Code that comes with them never runs; what is wrong is told in one sentence."""
 
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 CONFIG_FILE = "config.json"
-LONGEST_REASON = 300
 # How files begin that are not what their names say.
 BEGINNINGS = {
     b"version https://git-lfs": "is a Git LFS pointer: run `git lfs pull` in the folder",
@@ -37,9 +40,13 @@ def load_part(part_class: Any, name: str | Path, revision: str | None = None, **
     if folder.is_dir() and not (folder / CONFIG_FILE).is_file():
         raise ValueError(f"{name}: holds no {CONFIG_FILE}, so it is not a model's folder.")
     try:
-        return part_class.from_pretrained(str(name), revision=revision, trust_remote_code=False, **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of PyTorch, about a pickle that is refused
+            return part_class.from_pretrained(str(name), revision=revision, trust_remote_code=False, **options)
     except Exception as error:  # Transformers and its libraries raise any kind for a broken file
-        raise ValueError(f"{name}: {_reason(folder, error)}") from error
+        logger.info(f"{name} cannot be loaded.", exc_info=True)
+        own = str(error).startswith(str(name))  # said by this package, which names it
+        raise ValueError(str(error) if own else f"{name}: {_reason(folder, error)}") from error
 
 
 def load_model(model_class: Any, name: str | Path, revision: str | None = None, **options: Any) -> PreTrainedModel:
@@ -86,7 +93,9 @@ def _reason(folder: Path, error: Exception) -> str:
         if not HUB_ID.fullmatch(str(folder)):
             return "there is no such folder."
         return "there is no such folder, and no model of this name could be had from the Hub."
-    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     if "trust_remote_code" in str(error):
-        line = "the model comes with code of its own, which is not run here"
-    return f"cannot be loaded ({line[:LONGEST_REASON]})."
+        return "cannot be loaded: the model comes with code of its own, which is not run here."
+    return (
+        f"cannot be loaded: files are missing or broken, or do not fit together ({type(error).__name__}; with "
+        "TRANSFORMERS_VERBOSITY=info in the environment, all of it is told)."
+    )

@@ -115,8 +115,11 @@ def calibrate(
     else:
         pairs = evaluation.read_pairs(prediction, reference, **columns)
         warn_of_dropped(pairs)
-        found = evaluation.fit_score_calibration(pairs.predictions, pairs.references, method)
-        report = evaluation.calibration_report(found, pairs.predictions, pairs.references)
+        try:
+            found = evaluation.fit_score_calibration(pairs.predictions, pairs.references, method)
+            report = evaluation.calibration_report(found, pairs.predictions, pairs.references)
+        except ValueError as error:
+            raise ValueError(f"{prediction} and {reference}: {error}") from error
     if apply is not None:
         evaluation.calibrate_table(found, apply, output, columns.get("prediction_columns", data.PREDICTION_COLUMNS))
     elif model is not None:

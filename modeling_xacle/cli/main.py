@@ -20,6 +20,7 @@ SETTINGS = {
     "context_settings": {"help_option_names": ["-h", "--help"]},
 }
 LONGEST_MESSAGE = 1000
+LOST_PROCESS = "Connection closed by peer"  # what gloo says of it
 INTERRUPTED = 130  # the exit code of a command that Ctrl-C ended
 app = typer.Typer(help="How well does a sound match a caption?", **SETTINGS)
 convert = typer.Typer(help="Convert published checkpoints to folders that from_pretrained loads.", **SETTINGS)
@@ -58,11 +59,19 @@ def one_line(message: str) -> str:
 
 def main() -> None:
     """Run the command; a user's mistake ends in one line and exit code 1, without a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be text
     os.environ.setdefault("TQDM_DISABLE", "1")  # bars that do not ask for themselves, as Transformers' of loading
     if "transformers" in sys.modules:  # which has looked at the environment already
         sys.modules["transformers"].utils.logging.disable_progress_bar()
     try:
         app()
+    except RuntimeError as error:
+        if LOST_PROCESS not in str(error):
+            raise
+        typer.echo("error: another process of this run has ended; the same command goes on where it stopped.", err=True)
+        sys.exit(1)
     except KeyboardInterrupt:
         typer.echo("stopped", err=True)
         sys.exit(INTERRUPTED)

@@ -99,6 +99,20 @@ def parse_json(text: str, place: str | Path) -> Any:
         raise ValueError(f"{place}: not JSON ({error}).") from error
 
 
+def read_text(file: str | Path) -> str:
+    """
+    What a text file holds, without a byte order mark.
+
+    Raises:
+        ValueError: It is not UTF-8.
+        OSError: It cannot be read.
+    """
+    try:
+        return Path(file).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: not UTF-8 (byte {error.start}); save it as UTF-8.") from error
+
+
 def read_json(file: str | Path) -> Any:
     """
     What a JSON file holds.
@@ -107,10 +121,7 @@ def read_json(file: str | Path) -> Any:
         ValueError: It is no JSON in UTF-8.
         OSError: It cannot be read.
     """
-    try:
-        return parse_json(Path(file).read_text(encoding="utf-8-sig"), file)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: not UTF-8 ({error}).") from error
+    return parse_json(read_text(file), file)
 
 
 def json_text(content: Any, indent: int | None = None) -> str:

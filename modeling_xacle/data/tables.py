@@ -38,9 +38,9 @@ def read_table(path: str | Path, name: str | None = None) -> tuple[list[str], It
         ValueError: The file is not UTF-8, not Parquet or has no rows; a column occurs twice; a quote is broken; a row
             has more or fewer fields than the header; a line is not a JSON object with the keys of the first.
     """
+    name = name or (str(path) if str(path).strip() else repr(str(path)))
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such table.")
-    name = name or str(path)
+        raise FileNotFoundError(f"{name}: no such table.")
     rows = _decoded(name, FORMATS.get(Path(path).suffix.lower(), FORMATS[".csv"]).read(path))
     columns = next(rows, None)
     if not columns:

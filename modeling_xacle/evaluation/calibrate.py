@@ -203,7 +203,9 @@ def load_calibration(path: str | Path) -> ScoreCalibration:
         return ScoreCalibration(
             **{name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
         )
-    except (TypeError, ValueError) as error:
+    except TypeError as error:
+        raise ValueError(f"{path}: not a calibration: a value is no number.") from error
+    except ValueError as error:
         raise ValueError(f"{path}: not a calibration ({error}).") from error
 
 
@@ -270,7 +272,10 @@ def calibrate_model(calibration: ScoreCalibration, model: str | Path, output: st
     settings = read_json(model / CONFIG_FILE)
     if settings.get("model_type") != XacleConfig.model_type:
         raise ValueError(f"{model}: a {settings.get('model_type')} model, not {XacleConfig.model_type}.")
-    config = _compose(calibration, load_part(XacleConfig, model))
+    try:
+        config = _compose(calibration, load_part(XacleConfig, model))
+    except OverflowError as error:
+        raise ValueError(f"{model}: its {CONFIG_FILE} has numbers that are too large.") from error
     names = ("calibration_scale", "calibration_offset", "apply_calibration")
     settings.update({name: getattr(config, name) for name in names})
     with whole_folder(output) as partial:

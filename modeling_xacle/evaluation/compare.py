@@ -55,7 +55,8 @@ def read_systems(
         check_sides(table, truth, np.stack([predictions_of, scores[-1]]), prediction_columns)
     used = np.flatnonzero(~np.isnan(scores).any(axis=0))
     if len(used) < 2:
-        raise ValueError(f"At least 2 pairs with a score in every table are needed, got {len(used)}.")
+        names = ", ".join(map(str, [*predictions, reference]))
+        raise ValueError(f"{names}: at least 2 pairs with a score in every table are needed, got {len(used)}.")
     keys = [truth.keys[index] for index in used]
     return Systems(
         system_names(predictions), scores[:-1, used], scores[-1, used], keys, num_dropped=scores.shape[1] - len(used)

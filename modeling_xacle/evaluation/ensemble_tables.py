@@ -160,7 +160,7 @@ def apply_weights(path: str | Path, members: Members) -> tuple[np.ndarray, dict[
         names, fitted_on = list(map(str, stored["members"])), stored["fitted_on"]["clips_sha256"]
         combined = fitted.predict(np.zeros((len(names), 1)))
         is_sound = combined.shape == (1,) and all(np.isfinite(value).all() for value in parameters.values())
-    except (KeyError, TypeError, AttributeError, ValueError):
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError):
         is_sound = False
     if not is_sound:
         raise ValueError(f"{path}: not weights that `xacle ensemble --save-weights` wrote; store them anew.")
@@ -180,7 +180,10 @@ def _judged(members: Members, method: EnsembleMethod, num_folds: int, seed: int)
         return None
     if method not in FITTED_METHODS:
         return Judged(members.targets, np.zeros(len(members.targets), dtype=np.int64))
-    return Judged(members.targets, grouped_folds(clip_of_rows(members.table), num_folds, seed))
+    clips = clip_of_rows(members.table)
+    if num_folds > len(set(clips)):
+        raise ValueError(f"{members.table.path}: {len(set(clips))} clips cannot be split into {num_folds} folds.")
+    return Judged(members.targets, grouped_folds(clips, num_folds, seed))
 
 
 def combine_members(

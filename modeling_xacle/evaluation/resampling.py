@@ -261,9 +261,10 @@ def _swapped_pearson(signs: np.ndarray, a: np.ndarray, b: np.ndarray, y: np.ndar
 
 def _standardised(values: np.ndarray) -> np.ndarray:
     """Mean 0 and variance 1; zeros where all values are the same: (N,) -> (N,)"""
-    if is_constant(values):
+    deviation = values.std()  # 0 also where the squares of differences are too small to be told from 0
+    if is_constant(values) or deviation == 0:
         return np.zeros_like(values)
-    return (values - values.mean()) / values.std()
+    return (values - values.mean()) / deviation
 
 
 class _SwappedConcordance:

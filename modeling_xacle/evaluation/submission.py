@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from ..data.columns import AUDIO_COLUMNS, PREDICTION_COLUMNS, SCORE_RANGE, XACLE_COLUMNS, find_column
-from ..data.files import write_whole
+from ..data.files import read_text, write_whole
 from ..data.tables import read_table
 
 NUM_TEST_CLIPS = 3000
@@ -94,9 +94,7 @@ def read_description(path: str | Path) -> dict[str, Any]:
         ValueError: It is not YAML, or not a mapping.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 (byte {error.start}); save it as UTF-8.") from error
+        content = yaml.safe_load(read_text(path))
     except (yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{path}: not YAML ({error}).") from error
     if not isinstance(content, dict):

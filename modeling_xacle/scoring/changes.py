@@ -17,7 +17,7 @@ def clip_state(audio: Any) -> ClipState | None:
         return None
     try:
         status = os.stat(audio)
-    except OSError:
+    except (OSError, ValueError):  # of a name that no file can have
         return None
     times = {"modified": status.st_mtime_ns, "changed": status.st_ctime_ns}
     return {"path": audio, "size": status.st_size, **times}

@@ -57,7 +57,7 @@ def read_records(paths: Iterable[Path]) -> Iterator[tuple[int, dict[int, Record]
 
 def _lines(path: Path) -> Iterator[Record]:
     """Records of a file, without a last line that a killed process left half-written."""
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):
             if line.endswith("\n"):
                 yield _sound(parse_json(line, f"{path}, line {number}"), path, block=int, row=int, status=str)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from ..data.columns import TEXT_COLUMNS, find_column
-from ..data.files import write_whole
+from ..data.files import read_text, write_whole
 from ..data.tables import FORMATS, check_table_suffix, read_table
 from ..pipeline_xacle import AudioTextAlignmentPipeline
 from .groups import check_finite
@@ -163,9 +163,9 @@ def read_texts(path: str | Path) -> list[str]:
         column = find_column(columns, TEXT_COLUMNS, path)
         texts = []
         for line, row in rows:
-            if row[column] is None or not str(row[column]).strip():
-                raise ValueError(f"{path}, line {line}: the caption is empty; fill it in or remove the line.")
-            texts.append(str(row[column]))
+            if not isinstance(row[column], str) or not row[column].strip():
+                raise ValueError(f"{path}, line {line}: has no caption; fill it in or remove the line.")
+            texts.append(row[column])
     else:
         texts = _lines(path)
     if not texts:
@@ -174,11 +174,7 @@ def read_texts(path: str | Path) -> list[str]:
 
 
 def _lines(path: str | Path) -> list[str]:
-    try:
-        content = Path(path).read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8; save it as UTF-8.") from error
-    return [line.strip() for line in content.splitlines() if line.strip()]
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
 def list_audio(folder: str | Path) -> list[Path]:

@@ -1,7 +1,9 @@
 """The audio features of a frozen encoder, computed once for each clip and stored in memory-mapped files."""
 
+import contextlib
 import hashlib
 import os
+import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -25,6 +27,8 @@ from ..speed import fast_forms
 Augment = Callable[[torch.Tensor, int], torch.Tensor]
 # A clip to encode: its key, and the table and number of a row that has it.
 Clip = tuple[str, Dataset, int]
+UNFINISHED = ".unfinished"
+ABANDONED_SECONDS = 3600
 
 
 def content_key(audio: Mapping[str, Any]) -> str:
@@ -123,7 +127,8 @@ class AudioFeatureCache:
 
     def fill(self, datasets: Iterable[Dataset], model: XacleModel, batch_size: int = 16, num_workers: int = 0) -> None:
         """
-        Encode the datasets' clips that are not stored yet; the processes share the work.
+        Encode the datasets' clips that are not stored yet; the processes share the work. Which clips are encoded
+        together, and so the last bits of their features, follows from the datasets alone, whatever is stored already.
 
         Args:
             datasets (iterable of `Dataset`): Rows of the schema, whose `audio` is encoded.
@@ -138,11 +143,15 @@ class AudioFeatureCache:
         state = PartialState()
         if len(set(gather_object([self.folder.name]))) > 1:
             raise ValueError("The processes have different encoders or settings: each must load the same model, whole.")
-        clips = self._missing_clips(datasets)
+        clips = self._clips(datasets)
+        self._remove_unfinished()
+        batches = [range(len(clips))[start : start + batch_size] for start in range(0, len(clips), batch_size)]
+        missing = [batch for batch in batches if not all(self._file(clips[place][0]).exists() for place in batch)]
         state.wait_for_everyone()  # so that all see the same clips missing
-        mine = clips[state.process_index :: state.num_processes]
-        loader = DataLoader(Views(self, mine), batch_size=batch_size, num_workers=num_workers, collate_fn=list)
-        bar = tqdm(total=len(mine), desc="audio features", unit="clip", disable=None if state.is_main_process else True)
+        mine = missing[state.process_index :: state.num_processes]
+        loader = DataLoader(Views(self, clips), batch_sampler=mine, num_workers=num_workers, collate_fn=list)
+        total = sum(map(len, mine))
+        bar = tqdm(total=total, desc="audio features", unit="clip", disable=None if state.is_main_process else True)
         training = model.training
         model.eval()
         with bar, torch.no_grad(), fast_forms(model):
@@ -153,19 +162,31 @@ class AudioFeatureCache:
         state.wait_for_everyone()
 
     def _store(self, items: list[tuple[str, torch.Tensor]], model: XacleModel) -> None:
-        """Encode clips `(1 + views, T, F)` and write each to its file, whole or not at all."""
+        """Encode clips `(1 + views, T, F)` and write each that is not stored to its file, whole or not at all."""
         inputs = torch.cat([features for _, features in items]).to(model.device)  # (B * (1 + views), T, F)
         encoded = model.get_audio_features(inputs).float().cpu().numpy().astype(self.dtype)  # -> (.., N, D)
         for (key, _), stored in zip(items, np.split(encoded, len(items)), strict=True):
             file = self._file(key)
+            if file.exists():
+                continue
             file.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = file.with_suffix(f".{os.getpid()}.unfinished")
-            with open(unfinished, "wb") as opened:
-                np.save(opened, stored)
-            unfinished.replace(file)
+            unfinished = file.with_suffix(f".{os.getpid()}{UNFINISHED}")
+            try:
+                with open(unfinished, "wb") as opened:
+                    np.save(opened, stored)
+                unfinished.replace(file)
+            finally:
+                unfinished.unlink(missing_ok=True)
 
-    def _missing_clips(self, datasets: Iterable[Dataset]) -> list[Clip]:
-        """Lists the clips that are not stored, each once, in the datasets' order; embedded sounds stay on disk."""
+    def _remove_unfinished(self) -> None:
+        """Remove what killed runs were writing; another run may be writing what is younger."""
+        for path in self.folder.glob(f"*/*{UNFINISHED}"):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
+                    path.unlink()
+
+    def _clips(self, datasets: Iterable[Dataset]) -> list[Clip]:
+        """Lists the distinct clips in the datasets' order; embedded sounds stay on disk."""
         tables = [dataset.select_columns(["id", "audio"]) for dataset in datasets]
         sounds = (row["audio"] for table in tables for row in table)
         self._learn_keys({audio["path"] for audio in sounds if audio["bytes"] is None})
@@ -174,7 +195,7 @@ class AudioFeatureCache:
             for number, row in enumerate(table):
                 key = self._key(row["audio"])
                 clips.setdefault(key, (key, table, number))
-        return [clip for key, clip in clips.items() if not self._file(key).exists()]
+        return list(clips.values())
 
     def _learn_keys(self, paths: set[str]) -> None:
         """Read the files once, shared among the processes."""

@@ -7,7 +7,7 @@ import pytest
 import soundfile
 from conftest import SAMPLING_RATE
 
-from modeling_xacle import load_waveform
+from modeling_xacle import feature_extraction_xacle, load_waveform
 
 
 def encoded(samples, format="WAV", subtype=None):
@@ -93,10 +93,39 @@ def test_array_without_its_rate(array):
         load_waveform(array)
 
 
-@pytest.mark.parametrize("rate", [0, -16000, 44100.5, "16000", np.nan, True])
+@pytest.mark.parametrize("rate", [0, -16000, 44100.5, "16000", np.nan, True, 1, 999, 1_000_001, 10**12])
 def test_rate_that_is_none(rate):
-    with pytest.raises(ValueError, match="positive whole number of Hz"):
+    with pytest.raises(ValueError, match=f"whole number of Hz from 1000 to 1000000, not {rate!r}; correct it"):
         load_waveform(np.zeros(9), sampling_rate=rate)
+
+
+@pytest.mark.parametrize("rate", [1, 250, 2_000_000, 2**31 - 1])
+def test_absurd_rate_of_a_file(rate, tmp_path):
+    content = encoded(np.zeros(100))
+    refused(tmp_path, content[:24] + rate.to_bytes(4, "little") + content[28:], f"1000 to 1000000, not {rate}; correct")
+
+
+@pytest.mark.parametrize("rate", [1_000, 999_983, 1_000_000])
+def test_rates_from_hydrophones_to_bat_detectors_are_accepted(rate):
+    waveform, _ = load_waveform(np.zeros(rate), sampling_rate=rate)
+    assert len(waveform) == SAMPLING_RATE
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(MemoryError(), "does not fit into memory"), (RuntimeError("can't allocate memory"), "can't allocate memory")],
+)
+def test_what_goes_wrong_inside_names_the_file(error, reason, tmp_path, monkeypatch):
+    def failing(*_):
+        raise error
+
+    path = tmp_path / "clip.wav"
+    path.write_bytes(encoded(np.zeros(100)))
+    monkeypatch.setattr(feature_extraction_xacle, "_check_samples", failing)
+    for source in (path, str(path), {"bytes": path.read_bytes(), "path": str(path)}):
+        with pytest.raises(OSError, match=reason) as refusal:
+            load_waveform(source)
+        assert str(refusal.value).startswith(f"{path}: could not be loaded")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import io
 import sys
+import tracemalloc
 import types
 
 import numpy as np
@@ -12,7 +13,7 @@ from conftest import EXPECTED, PARITY, SAMPLING_RATE
 from transformers import AutoFeatureExtractor
 
 from modeling_xacle import XacleFeatureExtractor, feature_extraction_xacle, load_waveform
-from modeling_xacle.feature_extraction_xacle import audio_engine, mel_filters, resample, sinc_resample
+from modeling_xacle.feature_extraction_xacle import audio_engine, mel_filters, resample
 
 
 def write(path, samples, rate=SAMPLING_RATE, **kwargs):
@@ -54,7 +55,7 @@ def test_log_mel_equals_torchaudio(noise, torchaudio):
     assert features.shape == (len(clips), 998, 128)
 
 
-RATES = [8000, 11025, 12000, 16010, 22050, 24000, 32000, 37800, 44100, 48000, 88200, 96000]
+RATES = [8000, 11025, 12000, 16010, 22050, 24000, 32000, 37800, 44100, 48000, 88200, 96000, 176400, 192000]
 # That many samples at 44.1 kHz are a whole number of samples at 16 kHz and the 441st part of one.
 ODD_LENGTH = 441 * 1000 + pow(160, -1, 441)
 
@@ -62,13 +63,13 @@ ODD_LENGTH = 441 * 1000 + pow(160, -1, 441)
 @pytest.mark.parametrize(
     ("rate", "target"), [*((rate, SAMPLING_RATE) for rate in RATES), (16000, 48000), (44100, 48000)]
 )
-def test_resampling_equals_torchaudio_bit_for_bit(rate, target, torchaudio):
+def test_built_in_resampling_equals_torchaudio_bit_for_bit(rate, target, torchaudio, without_torchaudio):
     generator = torch.Generator().manual_seed(rate)
     for length in (1, 2, 999, rate // 3 + 1, ODD_LENGTH):
         stereo = torch.randn(length, 2, generator=generator).T  # as files are read: channels are not contiguous
         for samples in (stereo, stereo[:1].contiguous()):
             expected = torchaudio.functional.resample(samples, rate, target)
-            assert torch.equal(sinc_resample(samples, rate, target), expected), (length, len(samples))
+            assert torch.equal(resample(samples, rate, target), expected), (length, len(samples))
 
 
 @pytest.mark.parametrize("bins", [4, 23, 32, 64, 80, 128])
@@ -78,18 +79,70 @@ def test_mel_filters_equal_torchaudio_bit_for_bit(bins, fft_size, rate, torchaud
     assert torch.equal(mel_filters(bins, fft_size, rate), expected)
 
 
-@pytest.mark.parametrize("rate", RATES)
-def test_built_in_resampling_keeps_a_tone(rate):
+@pytest.fixture
+def in_blocks(monkeypatch):
+    """As if every rate had too large a kernel."""
+    monkeypatch.setattr(feature_extraction_xacle, "LARGEST_KERNEL", 0)
+    monkeypatch.setattr(feature_extraction_xacle, "BLOCK_SIZE", 2**12)
+
+
+@pytest.mark.parametrize(
+    ("rate", "target"), [*((rate, SAMPLING_RATE) for rate in RATES), (7919, 500), (99991, 40), (11127, 441)]
+)
+def test_resampling_in_blocks_differs_by_rounding_alone(rate, target, without_torchaudio, request):
+    lengths = (1, 2, 999, rate // 3 + 1)
+    clips = [torch.randn(length, 2, generator=torch.Generator().manual_seed(rate)).T for length in lengths]
+    expected = [resample(clip, rate, target) for clip in clips]
+    request.getfixturevalue("in_blocks")
+    for clip, at_once in zip(clips, expected, strict=True):
+        torch.testing.assert_close(resample(clip, rate, target), at_once, atol=5e-6, rtol=0)
+
+
+@pytest.mark.parametrize("rate", [1009, 11127, 22254, 99991, 999983])
+def test_no_rate_takes_more_than_a_block_of_weights(rate, monkeypatch):
+    sizes, weights = [], feature_extraction_xacle._sinc_weights
+
+    def noted(*places):
+        sizes.append((block := weights(*places)).numel())
+        return block
+
+    monkeypatch.setattr(feature_extraction_xacle, "_sinc_weights", noted)
+    resampled = resample(torch.ones(2, rate // 10), rate, SAMPLING_RATE)
+    assert resampled.shape == (2, -(-(rate // 10) * SAMPLING_RATE // rate))
+    assert 0 < max(sizes) <= feature_extraction_xacle.BLOCK_SIZE // 2
+    torch.testing.assert_close(resampled[:, 200:-200], torch.ones_like(resampled)[:, 200:-200], atol=2e-2, rtol=0)
+
+
+@pytest.mark.parametrize("rate", [rate for rate in RATES if rate != 16010])
+@pytest.mark.parametrize("target", [SAMPLING_RATE, 48000])
+def test_ordinary_rates_are_never_resampled_in_blocks(rate, target, monkeypatch):
+    monkeypatch.setattr(feature_extraction_xacle, "_resample_in_blocks", None)
+    resample(torch.ones(1, 100), rate, target)
+
+
+ODD_RATES = [7919, 11127, 15999, 16001, 22254, 44056, 99991]
+
+
+@pytest.mark.parametrize("rate", [*RATES, *ODD_RATES])
+def test_built_in_resampling_keeps_a_tone(rate, without_torchaudio):
     tone = torch.sin(2 * torch.pi * 440 * torch.arange(rate) / rate)[None]
     expected = torch.sin(2 * torch.pi * 440 * torch.arange(SAMPLING_RATE) / SAMPLING_RATE)
-    resampled = sinc_resample(tone, rate, SAMPLING_RATE)[0]
+    resampled = resample(tone, rate, SAMPLING_RATE)[0]
     assert resampled.shape == expected.shape
     torch.testing.assert_close(resampled[500:-500], expected[500:-500], atol=2e-2, rtol=0)
 
 
-def test_a_tone_too_high_for_the_new_rate_is_gone():
-    tone = torch.sin(2 * torch.pi * 11000 * torch.arange(48000) / 48000)[None]
-    assert sinc_resample(tone, 48000, SAMPLING_RATE)[0, 500:-500].abs().max() < 1e-2
+@pytest.mark.parametrize("rate", [48000, 99991])
+def test_a_tone_too_high_for_the_new_rate_is_gone(rate, without_torchaudio):
+    tone = torch.sin(2 * torch.pi * 11000 * torch.arange(rate) / rate)[None]
+    assert resample(tone, rate, SAMPLING_RATE)[0, 500:-500].abs().max() < 1e-2
+
+
+@pytest.mark.parametrize("rate", [15999, 22254])
+def test_an_odd_rate_does_not_drift(rate, without_torchaudio):
+    click = torch.zeros(1, 11 * rate)
+    click[0, 10 * rate] = 1
+    assert resample(click, rate, SAMPLING_RATE)[0].argmax() == 10 * SAMPLING_RATE
 
 
 def test_neighbouring_mel_filters_add_up_to_one():
@@ -117,15 +170,6 @@ def test_one_function_decides_the_engine(noise, torchaudio, request):
     request.getfixturevalue("without_torchaudio")
     assert audio_engine() == "built-in"
     assert torch.equal(features(), expected)
-
-
-def test_kernels_of_gigabytes_are_not_kept(without_torchaudio, monkeypatch):
-    monkeypatch.setattr(feature_extraction_xacle, "LARGEST_KEPT_KERNEL", 100)
-    feature_extraction_xacle._sinc_kernel.cache_clear()
-    samples = torch.ones(1, 100)
-    resample(samples, 8000, 16000)
-    resample(samples, 44100, 16000)
-    assert feature_extraction_xacle._sinc_kernel.cache_info().currsize == 1
 
 
 def test_batch_equals_single(noise):
@@ -254,6 +298,54 @@ def test_cut_reads_the_same_as_the_whole(tmp_path):
     whole, _ = load_waveform(path)
     assert notes[-1] == "cut: 14 s to 10 s"
     torch.testing.assert_close(cut, whole[: 10 * SAMPLING_RATE], atol=1e-6, rtol=0)
+
+
+def with_length(flac, total):
+    """The FLAC file with another number of samples in its header, of which they are the low 36 bits of 8 bytes."""
+    field = int.from_bytes(flac[18:26], "big")
+    return flac[:18] + (field >> 36 << 36 | total).to_bytes(8, "big") + flac[26:]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "notes"), [(4, []), (10.5, ["cut: 10.5 s to 10 s"]), (12, ["cut: unknown length to 10 s"])]
+)
+def test_a_flac_stream_of_unknown_length_is_read_to_its_end(seconds, notes, tmp_path):
+    samples = 0.1 * np.random.default_rng(0).standard_normal(int(seconds * SAMPLING_RATE))
+    content = write(tmp_path / "clip.flac", samples).read_bytes()
+    expected, _ = load_waveform(content)
+    waveform, nothing = load_waveform(with_length(content, 0))
+    assert nothing == [] and torch.equal(waveform, expected)
+    waveform, cut = load_waveform(with_length(content, 0), max_seconds=10)
+    assert cut == notes and torch.equal(waveform, expected[: 10 * SAMPLING_RATE])
+
+
+@pytest.mark.parametrize("max_seconds", [None, 10])
+@pytest.mark.parametrize("total", [2 * SAMPLING_RATE + 1, 2**30, 2**36 - 1])
+def test_a_declared_length_that_is_not_there_takes_no_memory(total, max_seconds, tmp_path, tone):
+    content = with_length(write(tmp_path / "clip.flac", tone).read_bytes(), total)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=rf"truncated: \d+ samples promised, {len(tone)} found"):
+        load_waveform(content, max_seconds=max_seconds)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 * feature_extraction_xacle.BLOCK_SIZE  # bytes
+
+
+def test_only_what_is_needed_has_to_be_there(tmp_path, tone):
+    content = write(tmp_path / "clip.flac", np.tile(tone, 3)).read_bytes()
+    waveform, notes = load_waveform(with_length(content, 2**36 - 1), max_seconds=4)
+    assert len(waveform) == 4 * SAMPLING_RATE and notes[-1].startswith("cut: 4.29")
+
+
+@pytest.mark.parametrize("format", ["WAV", "FLAC", "MP3", "VORBIS", "OPUS"])
+def test_reading_in_blocks_gives_the_samples_of_the_whole(format, tmp_path, monkeypatch, noise):
+    monkeypatch.setattr(feature_extraction_xacle, "BLOCK_SIZE", 7777)
+    name, subtype = ("ogg", format) if format in ("VORBIS", "OPUS") else (format.lower(), None)
+    path = write(tmp_path / f"clip.{name}", noise[0], subtype=subtype)
+    with soundfile.SoundFile(path) as file:
+        whole = file.read(dtype="float32")
+    waveform, _ = load_waveform(path)
+    assert torch.equal(waveform, torch.from_numpy(whole))
 
 
 def test_notes_tell_what_happened(tmp_path, tone):

@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import time
 
 import numpy as np
 import pytest
@@ -199,10 +200,16 @@ def test_an_unfinished_file_is_not_taken_for_a_whole_one(tmp_path, model, proces
         patch.setattr(np, "save", killed)
         with pytest.raises(KeyboardInterrupt):
             cache.fill([dataset], model)
-    assert files(tmp_path) == [] and len(list(tmp_path.rglob("*.unfinished"))) == 1
+    assert files(tmp_path) == [] and list(tmp_path.rglob("*.unfinished")) == []
+    old, young = (cache.folder / "00" / f"{name}.unfinished" for name in ("old", "young"))  # of runs that were killed
+    old.parent.mkdir(exist_ok=True)
+    for path, age in ((old, 7200), (young, 0)):
+        path.write_bytes(b"half")
+        os.utime(path, (time.time() - age,) * 2)
     encoded.clear()
     cache.fill([dataset], model)
     assert encoded == [3] and len(files(tmp_path)) == 3
+    assert not old.exists() and young.exists()
     torch.testing.assert_close(
         cache.load(dataset[0]["audio"]), features_of(model, processor, dataset[0]["audio"]), atol=1e-5, rtol=0
     )
@@ -272,7 +279,7 @@ def fill_part(rank, port, model_folder, paths, folder):
     model.get_audio_features = lambda features: sizes.append(len(features)) or encode(features)
     dataset = make_dataset({"id": path, "audio": path, "text": "a sound"} for path in paths)
     cache = AudioFeatureCache(f"{folder}/cache", model, processor)
-    cache.fill([dataset], model)
+    cache.fill([dataset], model, batch_size=2)
     sums = [float(cache.load(row["audio"]).sum()) for row in dataset]
     with torch.no_grad():
         next(model.audio_tower.parameters()).add_(rank)
