@@ -18,7 +18,7 @@ from pathlib import Path
 import typer
 from transformers import set_seed
 
-from modeling_xacle.data.files import held
+from modeling_xacle.data.files import check_outputs, held
 from modeling_xacle.speed import fast_forms
 from modeling_xacle.training.cards import write_report
 from modeling_xacle.training.freezing import choose_trained
@@ -42,6 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Arguments, data, model, trainer; train, evaluate, save."""
     stage, args = parse_arguments(arguments)
     check_processes(stage, args)
+    check_outputs([args.output_dir], [stage.data, stage.model])
     splits = load_splits(stage, total_batch_size(args))
     check_lists(stage, args, len(splits[0]))
     model, processor = load_start(stage)

@@ -39,7 +39,7 @@ from negatives import Negatives, choose_negatives
 
 from modeling_xacle.checkpoints.provenance import dataset_name
 from modeling_xacle.data.columns import FEATURES
-from modeling_xacle.data.files import check_replaceable
+from modeling_xacle.data.files import check_outputs, check_replaceable
 from modeling_xacle.data.pairs import check_rows, dataset_licence, load_pairs, save_dataset
 from modeling_xacle.data.tables import markdown_table
 from modeling_xacle.judges.clap import ClapTeacher, score_pairs, separation_auc
@@ -353,6 +353,7 @@ def main(
     names = match_processors(teacher, processor or [])
     if not hard <= min(negatives, hard_pool):
         raise ValueError(f"--hard {hard} is more than --negatives {negatives} or --hard-pool {hard_pool}.")
+    check_outputs([output], [dataset, *teacher])
     check_replaceable(output)
     how = Negatives(negatives, hard, hard_pool, seed)
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=LONGEST_WAIT)

@@ -314,22 +314,23 @@ def synthesize(
     Raises:
         ValueError: The output holds something else.
     """
-    from modeling_xacle.data.files import replace_folder, write_json, write_whole
+    from modeling_xacle.data.files import held, replace_folder, write_json, write_whole
 
     check_output(output)
-    settings, planned = fingerprint(output, seed, clips, rated, embed_audio), plan_clips(clips, rated)
-    if read_settings(output) == settings and all((output / clip.path).is_file() for clip in planned):
-        return False
-    folder = output.with_name(f".{output.name}.partial")
-    if folder.exists() and read_settings(folder) != settings:
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / SETTINGS_FILE, settings)
-    made = make_clips(planned, seed, folder, workers)
-    annotations = list(tqdm(made, desc="clips", unit="clip", total=len(planned), disable=None))
-    write_datasets(planned, annotations, seed, folder, output, embed_audio)
-    write_whole(folder / "README.md", card("corpus", settings_file=SETTINGS_FILE))
-    replace_folder(folder, output)
+    with held(output):
+        settings, planned = fingerprint(output, seed, clips, rated, embed_audio), plan_clips(clips, rated)
+        if read_settings(output) == settings and all((output / clip.path).is_file() for clip in planned):
+            return False
+        folder = output.with_name(f".{output.name}.partial")
+        if folder.exists() and read_settings(folder) != settings:
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / SETTINGS_FILE, settings)
+        made = make_clips(planned, seed, folder, workers)
+        annotations = list(tqdm(made, desc="clips", unit="clip", total=len(planned), disable=None))
+        write_datasets(planned, annotations, seed, folder, output, embed_audio)
+        write_whole(folder / "README.md", card("corpus", settings_file=SETTINGS_FILE))
+        replace_folder(folder, output)
     return True
 
 

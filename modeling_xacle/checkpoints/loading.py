@@ -7,7 +7,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
-from transformers.utils import logging
+from transformers.utils import cached_file, logging
 
 logger = logging.get_logger(__name__)
 
@@ -46,7 +46,7 @@ def load_part(part_class: Any, name: str | Path, revision: str | None = None, **
     except Exception as error:  # Transformers and its libraries raise any kind for a broken file
         logger.info(f"{name} cannot be loaded.", exc_info=True)
         own = str(error).startswith(str(name))  # said by this package, which names it
-        raise ValueError(str(error) if own else f"{name}: {_reason(folder, error)}") from error
+        raise ValueError(str(error) if own else f"{name}: {_reason(folder, revision, error)}") from error
 
 
 def load_model(model_class: Any, name: str | Path, revision: str | None = None, **options: Any) -> PreTrainedModel:
@@ -69,6 +69,17 @@ def load_model(model_class: Any, name: str | Path, revision: str | None = None, 
     return model
 
 
+def _is_known(name: str, revision: str | None) -> bool:
+    """Returns True if the configuration of a model on the Hub is on this machine, as it is after any try to load it."""
+    quietly: dict[str, Any] = dict.fromkeys(
+        ("_raise_exceptions_for_missing_entries", "_raise_exceptions_for_connection_errors"), False
+    )
+    try:
+        return bool(cached_file(name, CONFIG_FILE, revision=revision, local_files_only=True, **quietly))
+    except OSError:  # no such repository or revision
+        return False
+
+
 def check_weights(file: Path) -> None:
     """
     Looks at the header of a file of weights.
@@ -87,14 +98,15 @@ def check_weights(file: Path) -> None:
         raise ValueError(f"{file}: {said}.") from error
 
 
-def _reason(folder: Path, error: Exception) -> str:
+def _reason(folder: Path, revision: str | None, error: Exception) -> str:
     """Says why a model cannot be loaded."""
-    if not folder.exists():
-        if not HUB_ID.fullmatch(str(folder)):
-            return "there is no such folder."
-        return "there is no such folder, and no model of this name could be had from the Hub."
     if "trust_remote_code" in str(error):
         return "cannot be loaded: the model comes with code of its own, which is not run here."
+    if not folder.exists() and not HUB_ID.fullmatch(str(folder)):
+        return "there is no such folder."
+    if not folder.exists() and not _is_known(str(folder), revision):
+        of_revision = f" and revision {revision}" if revision else ""
+        return f"there is no such folder, and no model of this name{of_revision} could be had from the Hub."
     return (
         f"cannot be loaded: files are missing or broken, or do not fit together ({type(error).__name__}; with "
         "TRANSFORMERS_VERBOSITY=info in the environment, all of it is told)."

@@ -81,9 +81,9 @@ def submit(
     as_json: AsJson = False,
 ) -> None:
     """Check scores of the challenge's test set and pack them with a description of each system."""
+    data.check_outputs([output], [*scores, reference, *(description or [])])
     options = {"authors": author, "contact": contact, "external_data": external_data, "models": pretrained}
     described = evaluation.describe_systems(options, name or [], description or [], len(scores))
-    data.check_outputs([output], [*scores, reference, *(description or [])])
     files, warnings = evaluation.submit_tables(scores, described, output, reference)
     for warning in warnings:
         typer.echo(f"warning: {warning}", err=True)

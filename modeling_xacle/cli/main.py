@@ -72,8 +72,10 @@ def main() -> None:
             raise
         typer.echo("error: another process of this run has ended; the same command goes on where it stopped.", err=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        typer.echo("stopped", err=True)
+    except (KeyboardInterrupt, SystemExit) as end:
+        if isinstance(end, SystemExit) and end.code != INTERRUPTED:  # Typer's own, and that of --help
+            raise
+        typer.echo("stopped: the same command goes on where it can", err=True)
         sys.exit(INTERRUPTED)
     except (ValueError, TypeError, OSError) as error:
         typer.echo(f"error: {one_line(str(error))}", err=True)

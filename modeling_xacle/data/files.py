@@ -178,13 +178,16 @@ def check_outputs(outputs: Iterable[str | Path | None], inputs: Iterable[str | P
         inputs (iterable of paths): What is read, as files or folders.
 
     Raises:
-        ValueError: An output is an input, or a folder that holds one; or two outputs are the same.
+        ValueError: An output is an input, holds one, or lies in one that is a folder; or two outputs are the same.
     """
     written, read = ([Path(path) for path in paths if path is not None] for paths in (outputs, inputs))
     for number, output in enumerate(written):
         for source in read:
-            if _is_same(output, source) or any(_is_same(output, folder) for folder in _real(source).parents):
-                raise ValueError(f"{output}: would be written over the input {source}; choose another output.")
+            holds = any(_is_same(output, folder) for folder in _real(source).parents)
+            lies_in = source.is_dir() and any(_is_same(source, folder) for folder in _real(output).parents)
+            if holds or lies_in or _is_same(output, source):
+                where = "into" if lies_in else "over"
+                raise ValueError(f"{output}: would be written {where} the input {source}; choose another output.")
         for other in written[:number]:
             if _is_same(output, other):
                 raise ValueError(f"{output}: is named for two outputs; choose another name for one.")
@@ -205,7 +208,8 @@ def _real(path: Path) -> Path:
 @contextmanager
 def held(output: str | Path, is_holder: bool = True) -> Iterator[None]:
     """
-    Holds an output for this process alone, by the file `OUT.lock`; that of a process that was killed does not count.
+    Holds an output for this process alone, by the file `OUT.lock`. That of a killed process does not count if it ran on
+    this machine and in this container; else it has to be deleted.
 
     Args:
         output (`str` or `Path`): File or folder.
@@ -217,21 +221,28 @@ def held(output: str | Path, is_holder: bool = True) -> Iterator[None]:
     if not is_holder:
         yield
         return
-    lock = SoftFileLock(f"{output}.lock", timeout=0)
+    lock = SoftFileLock(f"{_real(Path(output))}.lock", timeout=0)
     Path(output).parent.mkdir(parents=True, exist_ok=True)
     try:
         lock.acquire()
     except Timeout as error:
-        holder = Path(lock.lock_file).read_text(encoding="utf-8").splitlines()
-        process, machine = holder[:2] if len(holder) > 1 else ("unknown", "unknown")
         raise ValueError(
-            f"{output}: is being written by process {process} on {machine}; wait for it, or choose another output. If "
+            f"{output}: is being written by {_holder(lock.lock_file)}; wait for it, or choose another output. If "
             f"there is no such process any more, delete {lock.lock_file}."
         ) from error
     try:
         yield
     finally:
         lock.release()
+
+
+def _holder(lock_file: str) -> str:
+    """Which process wrote a lock file, and on what machine."""
+    try:
+        process, machine, *_ = Path(lock_file).read_text(encoding="utf-8", errors="replace").split()
+    except (OSError, ValueError):
+        return "another process"
+    return f"process {process} on {machine.split('?')[0]}"
 
 
 def is_free(output: Path) -> bool:
@@ -261,10 +272,11 @@ def unfinished_folder(output: Path) -> Iterator[Path]:
     Raises:
         ValueError: Another process is at work on the output.
     """
-    folder = output.absolute().with_name(f".{output.name}.partial")
-    with held(output.absolute()):
+    output = _real(output)
+    folder = output.with_name(f".{output.name}.partial")
+    with held(output):
         shutil.rmtree(folder, ignore_errors=True)  # left by a killed run
-        _restore(output.absolute())
+        _restore(output)
         folder.mkdir(parents=True)
         try:
             yield folder
@@ -284,7 +296,8 @@ def _restore(output: Path) -> None:
 
 
 def replace_folder(partial: Path, output: Path) -> None:
-    """Put the finished folder in its place; an earlier one is moved aside first and removed last."""
+    """Put the finished folder in its place; an earlier one is moved aside first and removed last. A link stays one."""
+    output = _real(output)
     earlier = _earlier(output)
     shutil.rmtree(earlier, ignore_errors=True)
     if output.exists():

@@ -15,7 +15,7 @@ from .compare import system_names
 from .ensemble import FITS, FITTED_METHODS, Judged, ensemble, fit_nnls, grouped_folds, leave_one_out
 from .methods import EnsembleMethod
 from .metrics import METRICS, SHOWN_METRICS, alignment_metrics
-from .score_tables import KEYS_LISTED, ScoreTable, join_tables, read_score_table, text_table
+from .score_tables import KEYS_LISTED, ScoreTable, check_sides, join_tables, read_score_table, text_table
 
 ENSEMBLE = "ensemble"
 # Metrics for which the terminal shows what a system adds; the JSON has all.
@@ -65,6 +65,9 @@ def read_members(
         if missing:
             listed = ", ".join(missing[:KEYS_LISTED]) + (", ..." if len(missing) > KEYS_LISTED else "")
             raise ValueError(f"{table.path}: {len(missing)} pairs have no score, an ensemble needs all: {listed}.")
+    for table, scores in zip([first, *others], joined, strict=True) if reference is not None else ():
+        if table is not others[-1]:
+            check_sides(table, others[-1], np.stack([scores, joined[-1]]), prediction_columns)
     names = system_names(paths)
     if ENSEMBLE in names:
         names = [str(path) for path in paths]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import DatasetDict
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -93,7 +93,10 @@ class EmbeddingShards:
         """
         metadata = {"broken": json.dumps(broken or {}, ensure_ascii=False)}
         with whole_file(path) as partial:
-            save_file({"embeddings": embeddings.contiguous()}, partial, metadata=metadata)
+            try:
+                save_file({"embeddings": embeddings.contiguous()}, partial, metadata=metadata)
+            except SafetensorError as error:
+                raise OSError(f"{path}: could not be written ({error}); make room, then try again.") from error
 
     def read(self) -> tuple[torch.Tensor, dict[int, str]]:
         """

@@ -9,7 +9,6 @@ import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -29,6 +28,9 @@ EARLIER = "earlier.jsonl"
 COMPARED = ("scorer", "table", "columns")
 
 Record = dict[str, Any]
+# Names and types of what a record holds at least, and of the state of its clip.
+RECORD = {"block": int, "row": int, "status": str}
+CLIP_STATE = {"path": str, "size": int, "sha256": str}
 
 
 def failure(reason: str) -> Record:
@@ -60,10 +62,13 @@ def _lines(path: Path) -> Iterator[Record]:
     with open(path, encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):
             if line.endswith("\n"):
-                yield _sound(parse_json(line, f"{path}, line {number}"), path, block=int, row=int, status=str)
+                record = _sound(parse_json(line, f"{path}, line {number}"), path, **RECORD)
+                if record.get("clip"):
+                    _sound(record["clip"], path, **CLIP_STATE)
+                yield record
 
 
-def _sound(content: Any, path: Path, **types: type) -> dict[str, Any]:
+def _sound(content: Any, path: Path, /, **types: type) -> dict[str, Any]:
     """
     The content of a file of an earlier run.
 
@@ -109,8 +114,8 @@ class ScoringFiles:
         self.records = self.output.with_name(f"{self.output.name}.records.jsonl")
         self.work = self.output.with_name(f"{self.output.name}.work")
         self._done = self.output.with_name(f"{self.output.name}.work.done")
-        # Each file is looked at once, however many rows name it.
-        self._is_unchanged = cache(lambda state: is_unchanged(dict(state), verify))
+        self.verify = verify
+        self._looked_at: dict[str, bool] = {}  # whether a file is unchanged, however many rows name it
 
     def is_finished(self) -> bool:
         """
@@ -123,12 +128,20 @@ class ScoringFiles:
         written = _sound(read_json(self.sidecar), self.sidecar, output_sha256=str, rows=dict)
         if written["output_sha256"] != file_digest(self.output) or _differences(written, self.description):
             return False
-        return not written["rows"]["error"] and not any(map(self._is_stale, _lines(self.records)))
+        if written["rows"].get("error"):
+            return False
+        stale = [self._is_stale(record) for record in _lines(self.records)]
+        return len(stale) == self.description["table"]["rows"] and not any(stale)
 
     def _is_stale(self, record: Record) -> bool:
         """Returns True if the clip of a score has changed since."""
         state: ClipState | None = record.get("clip")
-        return bool(state) and not self._is_unchanged(tuple(state.items()))
+        if not state:
+            return False
+        key = f"{state['sha256']} {state['path']}"
+        if key not in self._looked_at:
+            self._looked_at[key] = is_unchanged(state, self.verify)
+        return not self._looked_at[key]
 
     def counts(self) -> dict[str, int]:
         """The number of rows of each status, of an output that is complete."""
@@ -141,10 +154,10 @@ class ScoringFiles:
         Raises:
             ValueError: There is an output that this command did not write, or one of other input or settings.
         """
-        if restart:
-            shutil.rmtree(self.work, ignore_errors=True)  # an earlier output stays until it is replaced
-        else:
+        if not restart:
             self._check()
+        if self.work.exists() and (restart or not (self.work / SETTINGS).is_file()):
+            self._remove_work()  # an earlier output stays until it is replaced
         if restart or not self.sidecar.is_file():
             self.records.unlink(missing_ok=True)  # nothing says what settings they are of
         self.work.mkdir(parents=True, exist_ok=True)
@@ -164,6 +177,7 @@ class ScoringFiles:
                     file.write(as_line(record))
         for part in parts:
             part.unlink()
+        self._looked_at.clear()
         if stale:
             logger.warning(
                 f"{len(stale)} sounds have changed since they were scored ({min(stale)}); scoring them again."
@@ -230,7 +244,10 @@ class ScoringFiles:
                     kept.write(as_line(result))
         sidecar = {**self.description, "rows": counts, "output_sha256": file_digest(self.output)}
         write_json(self.sidecar, sidecar)
-        # Whole or gone: a folder of which a part was removed would be taken for a run to continue.
+        self._remove_work()
+
+    def _remove_work(self) -> None:
+        """Remove the work folder, whole or not: one of which a part is gone would be taken for a run to continue."""
         shutil.rmtree(self._done, ignore_errors=True)
         self.work.rename(self._done)
         shutil.rmtree(self._done)

@@ -168,7 +168,7 @@ def score_table(
     check_request(align, pairs, output, options)
     description = describe(align, pairs, options)
     files = ScoringFiles(output, description, options.verify)
-    check_outputs([files.output, files.sidecar, files.records], [pairs.path])
+    check_outputs([files.output, files.sidecar, files.records], [pairs.path or pairs.name])
     with held(output, state.is_main_process):
         if state.is_main_process and (options.restart or not files.is_finished()):
             files.open(options.restart)

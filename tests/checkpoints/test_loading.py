@@ -70,6 +70,21 @@ def test_a_mistyped_path_is_named(name, said, xacle, clip):
     assert message.splitlines()[-1] == f"error: {name}: {said}"
 
 
+def test_a_broken_model_of_the_hub_is_not_called_missing(folder, tmp_path, monkeypatch, xacle, clip):
+    commit = "0" * 40
+    cached = tmp_path / "hub" / "models--org--model"
+    shutil.copytree(folder, cached / "snapshots" / commit)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("transformers.utils.hub.TRANSFORMERS_CACHE", str(tmp_path / "hub"), raising=False)
+    command = ["score", "--audio", clip, "--text", "a", "--model", "org/model"]
+    xacle(*command)
+    (cached / "snapshots" / commit / WEIGHTS).write_bytes(b"half")
+    assert "org/model: cannot be loaded" in xacle(*command, expect=1)
+    assert "no model of this name and revision v9" in xacle(*command, "--revision", "v9", expect=1)
+
+
 def test_code_that_comes_with_a_model_never_runs_and_nobody_is_asked(folder, xacle, clip, tmp_path):
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Config: pass\nclass Model: pass\n")
     auto_map = {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}

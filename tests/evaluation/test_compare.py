@@ -213,7 +213,7 @@ def test_refusals(tables, tmp_path, xacle):
     other = write(tmp_path / "other.csv", ["new.wav", *names[1:]], range(60))
     assert "1 extra (not in" in xacle("compare", paths[0], other, "--reference", reference, expect=1)
     empty = write(tmp_path / "empty.csv", names, [math.nan] * 60)
-    assert "At least 2 pairs" in xacle("compare", paths[0], empty, "--reference", reference, expect=1)
+    assert "at least 2 pairs" in xacle("compare", paths[0], empty, "--reference", reference, expect=1)
     assert "no such table" in xacle("compare", paths[0], "gone.csv", "--reference", reference, expect=1)
 
 

@@ -235,7 +235,7 @@ def test_clips_and_not_pairs_are_split(tables, monkeypatch):
 
 def test_tables_that_name_no_sound_are_split_by_key(tmp_path):
     for name in ("a", "ref"):
-        write_table(tmp_path / f"{name}.csv", ["id", "score"], [(row, row % 7) for row in range(20)])
+        write_table(tmp_path / f"{name}.csv", ["id", "score"], [(row, row % 7 + (name == "a")) for row in range(20)])
     report = ensemble_tables([tmp_path / "a.csv"], tmp_path / "out.csv", tmp_path / "ref.csv", "nnls")
     assert report["metrics"]["ensemble"]["MSE"] == pytest.approx(0, abs=1e-12)
 
@@ -287,7 +287,7 @@ def read_table_in_order(path, keys, *columns):
 def test_stored_weights_are_judged_by_other_clips(tables, tmp_path):
     ensemble_tables([tables / "a.csv"], tables / "out.csv", tables / "ref.csv", "nnls", store=tables / "w.json")
     for name, column in [("a", "pred_score"), ("ref", "average_score")]:
-        rows = [(f"new{row}.wav", row) for row in range(9)]
+        rows = [(f"new{row}.wav", row + len(name)) for row in range(9)]
         write_table(tmp_path / f"new_{name}.csv", ["wav_file_name", column], rows)
     new = read_members([tmp_path / "new_a.csv"], tmp_path / "new_ref.csv")
     assert apply_weights(tables / "w.json", new)[1]["metrics"]["ensemble"]["SRCC"] == 1.0
@@ -347,7 +347,11 @@ def test_columns_of_the_command(tmp_path, xacle):
         (["-o", "out.csv", "--weights", "w.json", "--method", "nnls"], 2, "goes without --method"),
         (["-o", "out.csv", "--weights", "w.json"], 1, "w.json"),
         (["-o", "out.csv", "--reference", "gone.csv"], 1, "gone.csv: no such table"),
-        (["-o", "out.csv", "--reference", "ref.csv", "--method", "nnls", "--folds", "41"], 1, "41 folds of 40 clips"),
+        (
+            ["-o", "out.csv", "--reference", "ref.csv", "--method", "nnls", "--folds", "41"],
+            1,
+            "40 clips cannot be split into 41 folds",
+        ),
         (["-o", "a.csv"], 1, "would be written over the input"),
         (["-o", "ref.csv", "--reference", "ref.csv"], 1, "would be written over the input"),
     ],

@@ -114,12 +114,43 @@ def test_damaged_files_of_an_earlier_run_are_named(own, align, tmp_path):
     score_table(StandIn(align), own, output)
     for name in ("o.csv.json", "o.csv.records.jsonl"):
         content = (tmp_path / name).read_text()
-        for broken in ("[]\n", "{}\n", '{"block": [], "row": 0, "status": "ok"}\n', "[" * 100_000 + "\n"):
+        odd_clip = '{"block": 0, "row": 0, "status": "ok", "clip": {"path": "a"}}\n'
+        for broken in ("[]\n", "{}\n", '{"block": [], "row": 0, "status": "ok"}\n', odd_clip, "[" * 100_000 + "\n"):
             (tmp_path / name).write_text(broken)
             with pytest.raises(ValueError, match=rf"{name}.*(damaged; begin anew with --restart|not JSON)"):
                 score_table(StandIn(align), own, output)
         (tmp_path / name).write_text(content)
     assert score_table(StandIn(align), own, output, TableOptions(restart=True)).scored == 5
+
+
+def test_records_that_are_lost_or_of_nobody_are_not_trusted(own, align, tmp_path):
+    output, stand_in = tmp_path / "o.csv", StandIn(align)
+    score_table(stand_in, own, output)
+    before = output.read_bytes()
+    replace(tmp_path / "1.wav", 0.9)
+    (tmp_path / "o.csv.records.jsonl").write_text("")
+    assert score_table(stand_in, own, output).scored == 5
+    assert output.read_bytes() != before
+    (tmp_path / "p.csv.work").mkdir()  # without settings: nobody knows what these are the scores of
+    rows = [{"block": 0, "row": row, "score": 9.99, "status": "ok", "notes": ""} for row in range(5)]
+    (tmp_path / "p.csv.work" / "process-00000.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert score_table(stand_in, own, tmp_path / "p.csv").scored == 5
+    assert (tmp_path / "p.csv").read_bytes() == output.read_bytes()
+    (tmp_path / "p.csv.work.done").mkdir()  # of a run that was killed in its last moment
+    assert score_table(stand_in, own, tmp_path / "p.csv").was_complete
+    assert not (tmp_path / "p.csv.work.done").exists()
+
+
+def test_a_folder_that_a_killed_run_had_moved_aside_is_put_back(tmp_path):
+    (tmp_path / ".out.earlier").mkdir()
+    (tmp_path / ".out.earlier" / "precious").write_text("a")
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    with pytest.raises(KeyboardInterrupt), unfinished_folder(tmp_path / "link"):
+        raise KeyboardInterrupt
+    assert (tmp_path / "out" / "precious").read_text() == "a"
+    held_by_link = held(tmp_path / "link")
+    with held(f"{tmp_path}/out/"), pytest.raises(ValueError, match="is being written by process"), held_by_link:
+        pass
 
 
 def test_an_output_that_another_process_writes_is_not_touched(own, align, tmp_path):
@@ -152,7 +183,9 @@ def test_a_rated_dataset_is_scored_beside_its_ratings(clips, align, tmp_path, xa
     assert (result["N"], result["dropped"]["without_score"]) == (4, 1)  # a row's `pred_status` says that it failed
 
 
-@pytest.mark.parametrize("kind", ["the same", "another spelling", "a link", "a hard link", "the folder", "twice"])
+@pytest.mark.parametrize(
+    "kind", ["the same", "another spelling", "a link", "a hard link", "the folder", "a place within", "twice"]
+)
 def test_no_output_is_an_input_however_it_is_spelled(kind, tmp_path):
     source, folder = tmp_path / "in.csv", tmp_path / "folder"
     folder.mkdir()
@@ -165,10 +198,12 @@ def test_no_output_is_an_input_however_it_is_spelled(kind, tmp_path):
         "a link": [tmp_path / "link.csv"],
         "a hard link": [tmp_path / "hard.csv"],
         "the folder": [tmp_path],
+        "a place within": [tmp_path / "in" / "o.csv"],
         "twice": [folder / "o.csv", tmp_path / "folder" / ".." / "folder" / "o.csv"],
     }
+    (tmp_path / "in").mkdir()
     with pytest.raises(ValueError, match=r"choose another (output|name)"):
-        check_outputs(outputs[kind], [source, None])
+        check_outputs(outputs[kind], [source, None, tmp_path / "in"])
     check_outputs([tmp_path / "out.csv", None], [source, None])
     with held(tmp_path / "new" / "out.csv"):
         assert (tmp_path / "new").is_dir()

@@ -188,7 +188,8 @@ def test_a_half_written_line_is_dropped_and_its_group_scored_again(align, table,
     output, pairs, work = tmp_path / "o.csv", PairSource(table), tmp_path / "o.csv.work"
     score_table(StandIn(align), pairs, tmp_path / "whole.csv")
     lines = [json.dumps({"block": 0, "row": row, "score": 1.0, "status": "ok", "notes": ""}) for row in range(3)]
-    work.mkdir()
+    files = ScoringFiles(output, describe(align, pairs, TableOptions()))
+    files.open()
     (work / "process-00000.jsonl").write_text("\n".join([*lines, lines[0][:20]]))
     assert len(next(read_records([work / "process-00000.jsonl"]))[1]) == 3
     score_table(StandIn(align), pairs, output)
