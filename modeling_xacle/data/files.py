@@ -79,7 +79,8 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 def write_whole(path: str | Path, content: str | bytes) -> None:
     """Write a file, whole or not at all; an earlier one stays until then."""
     with whole_file(path) as partial:
-        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        # Half of a character is written as in "\ud83d", which JSON reads again.
+        partial.write_bytes(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
 
 
 def parse_json(text: str, place: str | Path) -> Any:

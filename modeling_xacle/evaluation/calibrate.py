@@ -270,8 +270,9 @@ def calibrate_model(calibration: ScoreCalibration, model: str | Path, output: st
     if not is_free(output):
         raise ValueError(f"{output}: exists; choose another output.")
     settings = read_json(model / CONFIG_FILE)
-    if settings.get("model_type") != XacleConfig.model_type:
-        raise ValueError(f"{model}: a {settings.get('model_type')} model, not {XacleConfig.model_type}.")
+    kind = settings.get("model_type") if isinstance(settings, dict) else None
+    if kind != XacleConfig.model_type:
+        raise ValueError(f"{model}: a model of type {kind}, not {XacleConfig.model_type}.")
     try:
         config = _compose(calibration, load_part(XacleConfig, model))
     except OverflowError as error:

@@ -19,6 +19,7 @@ from .metrics import alignment_metrics
 from .resampling import paired_bootstrap
 
 FITTED_METHODS = ("nnls", "svr")
+SMALLEST_SPREAD = 1e-100  # below it, what is divided by a deviation is no number
 
 
 class WeightedSum(NamedTuple):
@@ -68,7 +69,8 @@ def _spread(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each system, 1.0 where it is constant: (S, N) -> (S,), (S,)"""
     scales = scores.std(axis=1)
     # The mean of equal numbers may be rounded, so their deviation may not be zero.
-    return scores.mean(axis=1), np.where((scores == scores[:, :1]).all(axis=1), 1.0, scales)
+    is_constant = (scores == scores[:, :1]).all(axis=1) | (scales < SMALLEST_SPREAD)
+    return scores.mean(axis=1), np.where(is_constant, 1.0, scales)
 
 
 def fit_nnls(scores: np.ndarray, targets: np.ndarray) -> WeightedSum:

@@ -15,7 +15,7 @@ from .compare import system_names
 from .ensemble import FITS, FITTED_METHODS, Judged, ensemble, fit_nnls, grouped_folds, leave_one_out
 from .methods import EnsembleMethod
 from .metrics import METRICS, SHOWN_METRICS, alignment_metrics
-from .score_tables import KEYS_LISTED, ScoreTable, check_sides, join_tables, read_score_table, text_table
+from .score_tables import KEYS_LISTED, LARGEST_SCORE, ScoreTable, check_sides, join_tables, read_score_table, text_table
 
 ENSEMBLE = "ensemble"
 # Metrics for which the terminal shows what a system adds; the JSON has all.
@@ -161,7 +161,8 @@ def apply_weights(path: str | Path, members: Members) -> tuple[np.ndarray, dict[
         parameters = {name: np.array(value, dtype=np.float64) for name, value in stored["parameters"].items()}
         fitted = FITS[stored["method"]][1](**parameters)
         names, fitted_on = list(map(str, stored["members"])), stored["fitted_on"]["clips_sha256"]
-        combined = fitted.predict(np.zeros((len(names), 1)))
+        with np.errstate(all="ignore"):
+            combined = fitted.predict(np.zeros((len(names), 1)))
         is_sound = combined.shape == (1,) and all(np.isfinite(value).all() for value in parameters.values())
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError):
         is_sound = False
@@ -171,9 +172,10 @@ def apply_weights(path: str | Path, members: Members) -> tuple[np.ndarray, dict[
         raise ValueError(f"{path}: weights of {len(names)} systems ({', '.join(names)}), got {len(members.names)}.")
     if members.targets is not None and fitted_on == _fingerprint(members.table):
         raise ValueError(f"{path}: was fitted on these very clips and cannot be judged by them; leave out --weights.")
-    combined = fitted.predict(members.scores)
-    if not np.isfinite(combined).all():
-        raise ValueError(f"{path}: gives scores that are no finite numbers; store the weights anew.")
+    with np.errstate(all="ignore"):
+        combined = fitted.predict(members.scores)
+    if not (np.abs(combined) <= LARGEST_SCORE).all():
+        raise ValueError(f"{path}: gives scores that are no numbers below {LARGEST_SCORE:g}; store the weights anew.")
     return combined, _report(members, stored["method"], combined)
 
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from .. import __version__
 from ..data.columns import PREDICTION_COLUMNS, RATING_COLUMNS, REFERENCE_COLUMNS, SOURCE_COLUMNS
 from ..data.files import read_json
+from .ensemble import SMALLEST_SPREAD
 from .listeners import listeners_ceiling
 from .metrics import alignment_metrics
 from .resampling import bootstrap_intervals, mean_interval
@@ -233,7 +234,7 @@ def calibration_line(predictions: np.ndarray, references: np.ndarray) -> dict[st
     Args:
         predictions (`np.ndarray` of shape `(N,)`), references (`np.ndarray` of shape `(N,)`): The pairs.
     """
-    if np.ptp(predictions) == 0:
+    if predictions.std() < SMALLEST_SPREAD:
         return None
     scale, offset = np.polyfit(predictions, references, 1)
     return {"scale": float(scale), "offset": float(offset)}

@@ -205,7 +205,7 @@ def test_models_that_cannot_be_calibrated(model_folder, tmp_path):
         calibrate_model(ScoreCalibration("isotonic", inputs=(0,), outputs=(1,)), model_folder, tmp_path / "o")
     with pytest.raises(FileNotFoundError, match="no model folder"):
         calibrate_model(affine, tmp_path / "gone", tmp_path / "o")
-    with pytest.raises(ValueError, match="a qwen2 model, not xacle"):
+    with pytest.raises(ValueError, match="a model of type qwen2, not xacle"):
         calibrate_model(affine, PARITY / "llm", tmp_path / "o")
     (tmp_path / "o").mkdir()
     (tmp_path / "o" / "mine").touch()

@@ -151,4 +151,11 @@ KEPT = [
     ("models", 30030, "a config with so many layers that nothing ends"),
     ("models", 30363, "a scale of 10^30 and more: OverflowError"),
     ("options", 30146, "an output that is not UTF-8: written, and then not told"),
+    ("scores", 50247, "numbers that differ by less than can be divided by"),
+    ("scores", 50383, "a deviation of 0 in a mean of standardised scores"),
+    ("scores", 50834, "a deviation of 0 in a fitted sum"),
+    ("maps", 50049, "weights whose sum overflows"),
+    ("maps", 50055, "half a character in a stored map"),
+    ("maps", 50216, "weights that give scores beyond any scale"),
+    ("models", 50173, "a config.json that is no object"),
 ]

@@ -126,11 +126,16 @@ def _strange_paths(folder: Path, message: str) -> Iterator[str]:
 # A result
 
 
+def _without_captions(case: Case, stdout: str) -> str:
+    """What a command printed, without the captions that head the columns of a matrix: one may be "-inf"."""
+    return stdout.split("\n", 1)[-1] if case.command[0] == "matrix" else stdout
+
+
 def _result_problems(case: Case, folder: Path, before: Files, ending: Ending) -> Iterator[str]:
     """Exit codes 0 and 3: numbers that are numbers, on stdout and in every file."""
     if "--json" in case.command:
         yield from _json_problems("stdout", ending.stdout)
-    elif found := NO_NUMBER.search(ending.stdout):
+    elif found := NO_NUMBER.search(_without_captions(case, ending.stdout)):
         yield f"stdout has {found.group()}"
     if found := CODE_WORDS.search(ending.stderr):
         yield f"stderr speaks of code: {found.group()}"
