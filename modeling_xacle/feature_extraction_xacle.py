@@ -1,4 +1,4 @@
-"""Audio in: the one loader (`load_waveform`) and the feature extractor (waveforms -> normalised Kaldi log-mels)."""
+"""Audio input: the one loader (`load_waveform`) and the feature extractor (waveforms -> normalised Kaldi log-mels)."""
 
 import io
 import math
@@ -19,7 +19,7 @@ from transformers.utils.generic import maybe_autocast
 
 logger = logging.get_logger(__name__)
 
-# Raise it when the numbers that the front end computes change: scores and stored features before and after then differ.
+# Raise it when the numbers of the front end change: scores and stored features from before and after then differ.
 FRONT_END_VERSION: int = 1
 # Kaldi's defaults (torchaudio.compliance.kaldi.fbank), on which BEATs was trained.
 PREEMPHASIS = 0.97
@@ -29,7 +29,7 @@ WAVEFORM_SCALE = 2.0**15
 LARGEST_PEAK = 10.0
 # What streaming writers (ffmpeg, SoX) put into a WAV header when they cannot know the length.
 UNKNOWN_LENGTH = 0x7FFFF000
-UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's word for a FLAC stream that declares no length
+UNKNOWN_FRAMES = 2**63 - 1  # libsndfile's value for a FLAC stream that declares no length
 LARGEST_OGG_PAGE = 65307  # bytes
 # A resampled value is a sum of samples, weighted by a sinc function up to its sixth zero on either side, whose cutoff
 # lies a little below half the lower rate.
@@ -45,7 +45,7 @@ DTYPE_REMEDY = "give floating point in [-1, 1], or int16."
 
 @lru_cache(maxsize=1)
 def _torchaudio() -> ModuleType | None:
-    """torchaudio where it imports; its last release does not beside most versions of torch."""
+    """Returns torchaudio, or `None` if it does not import, as its last release beside most versions of torch."""
     try:
         import torchaudio.compliance.kaldi
         import torchaudio.functional
@@ -76,7 +76,7 @@ def resample(samples: torch.Tensor, rate: int, target_rate: int) -> torch.Tensor
         return engine.functional.resample(samples, rate, target_rate)
     reach = math.ceil(SINC_ZEROS * rate / (SINC_ROLLOFF * min(rate, target_rate)))
     padded = torch.nn.functional.pad(samples, (reach, reach + rate))
-    # The length is rounded to float32 first, as there: long clips may end a sample earlier.
+    # The length is rounded to float32 first, as in torchaudio: long clips may end a sample earlier.
     length = math.ceil(np.float32(target_rate * samples.shape[-1] / rate))
     if not is_small:
         return _resample_in_blocks(padded, length, reach, rate, target_rate)
@@ -87,7 +87,7 @@ def resample(samples: torch.Tensor, rate: int, target_rate: int) -> torch.Tensor
 
 @lru_cache(maxsize=8)
 def _sinc_kernel(reach: int, rate: int, target_rate: int) -> torch.Tensor:
-    """Weights `(target_rate, 1, taps)` of the samples around each of the resampled values of one period."""
+    """Returns the weights `(target_rate, 1, taps)` of the samples around each resampled value of one period."""
     samples, resampled = torch.arange(-reach, reach + rate), torch.arange(target_rate)[:, None, None]
     return _sinc_weights(samples, resampled, rate, target_rate)
 
@@ -108,8 +108,8 @@ def _resample_in_blocks(padded: torch.Tensor, length: int, reach: int, rate: int
 
 def _sinc_weights(samples: torch.Tensor, resampled: torch.Tensor, rate: int, target_rate: int) -> torch.Tensor:
     """
-    Weights of samples in resampled values: a sinc function under a Hann window. Both are given by their places, which
-    broadcast, in a period of `rate` samples and `target_rate` resampled values (rates in lowest terms).
+    Returns the weights of samples in resampled values, a sinc function under a Hann window. Both are given by places,
+    which broadcast, in a period of `rate` samples and `target_rate` resampled values (rates in lowest terms).
     """
     cutoff = SINC_ROLLOFF * min(rate, target_rate)
     distance = samples.float() / rate - resampled.float() / target_rate  # in periods
@@ -148,7 +148,7 @@ def load_waveform(
     try:
         samples, rate, total_seconds = _read(name, audio, sampling_rate, max_seconds)
         _check_samples(name, samples)
-        # The published order. Rounding near the log-mel floor makes the other differ by up to 0.07 in some features.
+        # The published order. Rounding near the log-mel floor makes the reverse differ by up to 0.07 in some features.
         if rate != target_sampling_rate:
             notes.append(f"resampled: {rate} Hz to {target_sampling_rate} Hz")
             samples = resample(samples, rate, target_sampling_rate)  # (C, N) -> (C, M)
@@ -166,7 +166,7 @@ def load_waveform(
 
 
 def _name_of(audio: Any) -> str:
-    """What messages call an audio: its path, or what it is."""
+    """Returns the name of an audio for messages: its path, or its kind."""
     if isinstance(audio, Mapping):
         audio = audio.get("path") or audio.get("bytes")
     if isinstance(audio, (str, os.PathLike)):
@@ -177,7 +177,7 @@ def _name_of(audio: Any) -> str:
 
 
 def _read(name: str, audio: Any, rate: int | None, max_seconds: float | None) -> tuple[torch.Tensor, int, float]:
-    """Samples `(channels, samples)` float32, their rate in Hz, and the length in seconds before any cut."""
+    """Returns samples `(channels, samples)`, float32, their rate in Hz, and the length in seconds before any cut."""
     if isinstance(audio, Mapping):
         if audio.get("array") is not None:
             own_rate = audio.get("sampling_rate")
@@ -214,7 +214,7 @@ class _ForwardFile(soundfile.SoundFile):
         return False
 
     def read_up_to(self, wanted: float) -> np.ndarray:
-        """Up to so many samples, `(samples, channels)`, float32, in memory that grows as they are found."""
+        """Reads up to so many samples, `(samples, channels)`, float32, into memory that grows as they are found."""
         read = partial(self.read, dtype="float32", always_2d=True)
         blocks = [read(0)]
         while wanted > 0 and len(block := read(min(wanted, BLOCK_SIZE // self.channels))):
@@ -253,7 +253,7 @@ def _read_file(name: str, content: str | bytes, max_seconds: float | None) -> tu
 
 
 def _promised_bytes(extra_info: str) -> str:
-    """What libsndfile's log, but no error, says of a data chunk longer than the file, or an empty string."""
+    """Returns what libsndfile's log, but no error, says of a data chunk longer than the file, or an empty string."""
     pattern = r"(?:data|SSND|Data Size|riff|Riff size)\s*: (\d+) \(should be (\d+)\)"
     for claimed, found in re.findall(pattern, extra_info):
         if int(found) < int(claimed) < UNKNOWN_LENGTH:
@@ -262,7 +262,7 @@ def _promised_bytes(extra_info: str) -> str:
 
 
 def _ogg_has_ended(content: str | bytes) -> bool:
-    """Whether the last page of an Ogg file is whole and says that it is the last (RFC 3533, section 6)."""
+    """Returns True if the last page of an Ogg file is whole and says that it is the last (RFC 3533, section 6)."""
     if isinstance(content, str):
         with open(content, "rb") as file:
             file.seek(max(0, os.path.getsize(content) - LARGEST_OGG_PAGE))
@@ -315,7 +315,7 @@ def _check_rate(name: str, rate: Any) -> None:
 
 
 def _check_samples(name: str, samples: torch.Tensor) -> None:
-    """Refuse what would give a score without meaning; samples of shape `(channels, samples)`."""
+    """Refuse samples, of shape `(channels, samples)`, whose score would have no meaning."""
     if samples.numel() == 0:
         raise ValueError(f"{name}: the audio has no samples (zero length).")
     invalid = ~torch.isfinite(samples)
@@ -332,8 +332,8 @@ def kaldi_log_mel(
     waveforms: torch.Tensor, sampling_rate: int, num_mel_bins: int, frame_length_ms: float, frame_shift_ms: float
 ) -> torch.Tensor:
     """
-    Kaldi log-mel filter bank energies of a batch, as `torchaudio.compliance.kaldi.fbank` gives them by default but for
-    dither: snipped edges, DC offset removed, pre-emphasis 0.97, Povey window, power spectrum.
+    Returns Kaldi log-mel filter bank energies of a batch, as `torchaudio.compliance.kaldi.fbank` does by default but
+    for dither: snipped edges, DC offset removed, pre-emphasis 0.97, Povey window, power spectrum.
 
     Args:
         waveforms (`torch.Tensor` of shape `(batch_size, samples)`): In Kaldi's 16-bit range, on any device.
@@ -358,8 +358,8 @@ def kaldi_log_mel(
 
 def mel_filters(num_mel_bins: int, fft_size: int, sampling_rate: int) -> torch.Tensor:
     """
-    Kaldi's triangular filters `(num_mel_bins, fft_size / 2)` (`feat/mel-computations.cc`), evenly spread over the mel
-    scale from 20 Hz to half the sampling rate; equal bit for bit to `torchaudio.compliance.kaldi.get_mel_banks`.
+    Returns Kaldi's triangular filters `(num_mel_bins, fft_size / 2)` (`feat/mel-computations.cc`), evenly spread over
+    the mel scale from 20 Hz to half the sampling rate; bit for bit as `torchaudio.compliance.kaldi.get_mel_banks`.
     """
 
     def mel(hertz: Any, log: Callable) -> Any:
@@ -375,7 +375,7 @@ def mel_filters(num_mel_bins: int, fft_size: int, sampling_rate: int) -> torch.T
 
 @lru_cache(maxsize=8)
 def _window_and_filters(sampling_rate: int, num_mel_bins: int, window_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Povey window `(window_size,)` and mel filters `(fft_size / 2 + 1, num_mel_bins)`, zero for the highest bin."""
+    """Returns a Povey window `(window_size,)` and mel filters `(fft_size / 2 + 1, num_mel_bins)`, 0 for the top bin."""
     fft_size = 1 << (window_size - 1).bit_length()
     window = torch.hann_window(window_size, periodic=False).pow(0.85)
     if engine := _torchaudio():
@@ -387,14 +387,14 @@ def _window_and_filters(sampling_rate: int, num_mel_bins: int, window_size: int)
 
 
 def is_batch(inputs: Any) -> bool:
-    """Whether inputs are a list (or a NumPy column) of clips or captions, not one; a list of numbers is one clip."""
+    """Returns True for a list (or NumPy column) of clips or captions, not for one; a list of numbers is one clip."""
     if isinstance(inputs, np.ndarray):
         return inputs.dtype.kind in "OUS"
     return isinstance(inputs, (list, tuple)) and not (inputs and isinstance(inputs[0], Number))
 
 
 def log_losses(notes: Iterable[list[str]]) -> None:
-    """Warn of every clip or caption of which a part was cut; the other notes lose nothing."""
+    """Warn of every clip or caption of which a part was cut; the other notes report no loss."""
     for index, clip_notes in enumerate(notes):
         for note in clip_notes:
             if "cut:" in note:
@@ -403,7 +403,7 @@ def log_losses(notes: Iterable[list[str]]) -> None:
 
 class XacleFeatureExtractor(SequenceFeatureExtractor):
     r"""
-    Audio -> normalised log-mel spectrogram, the front end of BEATs (microsoft/unilm `beats/BEATs.py`).
+    Turns audio into normalised log-mel spectrograms, the front end of BEATs (microsoft/unilm `beats/BEATs.py`).
 
     Args:
         feature_size (`int`): Mel bins.
@@ -446,7 +446,7 @@ class XacleFeatureExtractor(SequenceFeatureExtractor):
         return_notes: bool = False,
     ) -> BatchFeature:
         """
-        Features of one audio or a list of them.
+        Returns the features of one audio or a list of them.
 
         Args:
             audio: What [`load_waveform`] takes, or a list of such audios.
@@ -477,24 +477,24 @@ class XacleFeatureExtractor(SequenceFeatureExtractor):
         return waveform, notes + self.padding_note(len(waveform))
 
     def padding_note(self, num_samples: int, what: str = "") -> list[str]:
-        """The note on padding so many samples to `max_seconds`; none if that takes no padding."""
+        """Returns the note on padding so many samples to `max_seconds`; none if no padding is needed."""
         if num_samples >= round(self.max_seconds * self.sampling_rate):
             return []
         return [f"padded: {what}{num_samples / self.sampling_rate:.6g} s to {self.max_seconds:g} s"]
 
     def fit(self, waveform: torch.Tensor) -> torch.Tensor:
-        """The waveform of shape `(samples,)`, padded at its end or cut to exactly `max_seconds`."""
+        """Returns the waveform, of shape `(samples,)`, padded at its end or cut to exactly `max_seconds`."""
         length = round(self.max_seconds * self.sampling_rate)
         return torch.nn.functional.pad(waveform[:length], (0, max(0, length - len(waveform))), value=self.padding_value)
 
     def log_mel(self, waveforms: torch.Tensor) -> torch.Tensor:
         """
-        Normalised log-mel spectrograms, of shape `(batch_size, num_frames, feature_size)`, of waveforms, mono, of shape
+        Returns normalised log-mel spectrograms `(batch_size, num_frames, feature_size)` of mono waveforms of shape
         `(batch_size, samples)`, in [-1, 1], at `sampling_rate`, on any device.
         """
-        # On a CPU clip by clip: what the steps of one clip pass on to each other stays in the cache.
+        # On a CPU, clip by clip: what one step of a clip passes on to the next stays in the cache.
         parts = waveforms.split(1) if waveforms.device.type == "cpu" and len(waveforms) else [waveforms]
         frames = (self.sampling_rate, self.feature_size, self.frame_length_ms, self.frame_shift_ms)
-        with maybe_autocast(waveforms.device.type, enabled=False):  # whose rounding a logarithm would make large
+        with maybe_autocast(waveforms.device.type, enabled=False):  # a logarithm would enlarge its rounding
             log_mel = torch.cat([kaldi_log_mel(part * WAVEFORM_SCALE, *frames) for part in parts])
         return (log_mel - self.mel_mean) / (2 * self.mel_std)

@@ -189,9 +189,13 @@ class AudioTextAlignmentPipeline(Pipeline):
         sampling_rate: int | None = None,
         window_seconds: float | None = None,
         hop_seconds: float | None = None,
+        tokenized: list[tuple[Any, list[str]]] | None = None,
     ) -> dict[str, Any]:
         """
         Load and tokenize one input.
+
+        Args:
+            tokenized (`list`, *optional*): What [`tokenize`] returned for each caption, if it was called before.
 
         Returns:
             `waveform` of shape `(samples,)`, `spans` (first and last sample of each window), `captions`, `sequences`
@@ -207,7 +211,7 @@ class AudioTextAlignmentPipeline(Pipeline):
             raise ValueError("`text` is an empty list: give at least one caption.")
         rate = sampling_rate if inputs.get("sampling_rate") is None else inputs["sampling_rate"]
         try:
-            sequences, caption_notes = zip(*map(self.tokenize, captions), strict=True)
+            sequences, caption_notes = zip(*(tokenized or map(self.tokenize, captions)), strict=True)
             waveform, spans, notes = self._load(audio, rate, window_seconds, hop_seconds)
         except (ValueError, TypeError, OSError) as error:
             error.add_note(f"in the input with the text {text!r}")

@@ -227,6 +227,8 @@ class XacleProcessor(ProcessorMixin):
 
     def _encode(self, caption: str, **kwargs: Any) -> list[int]:
         """Returns a caption's token ids; special tokens in its text are not recognised."""
+        if caption is None:
+            raise TypeError("There is no caption.")
         if not isinstance(caption, str):
             raise TypeError(f"A caption must be a string, not {type(caption).__name__}: {caption!r}.")
         if not any(character.isprintable() and not character.isspace() for character in caption):

@@ -29,7 +29,7 @@ class StandIn:
     tokenize = AudioTextAlignmentPipeline.tokenize
     postprocess = AudioTextAlignmentPipeline.postprocess
 
-    def preprocess(self, inputs, window_seconds=None, hop_seconds=None):
+    def preprocess(self, inputs, window_seconds=None, hop_seconds=None, tokenized=None):
         waveform, notes = load_waveform(inputs["audio"])
         captions = list(inputs["text"])
         return {

@@ -2,11 +2,12 @@
 
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file, logging
 
 logger = logging.get_logger(__name__)
@@ -19,6 +20,7 @@ BEGINNINGS = {
     b"<": "is a web page: download the file itself",
 }
 NAMES_LISTED = 5
+MOST_LAYERS, LARGEST_NUMBER = 1000, 2**40
 
 
 def load_part(part_class: Any, name: str | Path, revision: str | None = None, **options: Any) -> Any:
@@ -42,11 +44,29 @@ def load_part(part_class: Any, name: str | Path, revision: str | None = None, **
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of PyTorch, about a pickle that is refused
-            return part_class.from_pretrained(str(name), revision=revision, trust_remote_code=False, **options)
+            part = part_class.from_pretrained(str(name), revision=revision, trust_remote_code=False, **options)
     except Exception as error:  # Transformers and its libraries raise any kind for a broken file
         logger.info(f"{name} cannot be loaded.", exc_info=True)
         own = str(error).startswith(str(name))  # said by this package, which names it
         raise ValueError(str(error) if own else f"{name}: {_reason(folder, revision, error)}") from error
+    if isinstance(part, PreTrainedConfig):
+        check_sizes(name, part.to_dict())
+    return part
+
+
+def check_sizes(name: str | Path, settings: Mapping[str, Any]) -> None:
+    """
+    Refuses a configuration that would take all memory, or hours to build.
+
+    Raises:
+        ValueError: A number is beyond any model's; the message names the model and the setting.
+    """
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            check_sizes(name, value)
+        largest = MOST_LAYERS if key == "num_hidden_layers" else LARGEST_NUMBER
+        if isinstance(value, (int, float)) and abs(value) > largest:
+            raise ValueError(f"{name}: its {CONFIG_FILE} says {key} = {value:.6g}, which no model has.")
 
 
 def load_model(model_class: Any, name: str | Path, revision: str | None = None, **options: Any) -> PreTrainedModel:

@@ -1,4 +1,4 @@
-"""`xacle convert` and `xacle init`: published checkpoints and pretrained parts become folders that load."""
+"""`xacle convert` and `xacle init`: turn published checkpoints and pretrained parts into folders that load."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""The commands that make one of several tables of scores: `xacle ensemble` and `xacle submit`."""
+"""The commands that combine or pack tables of scores: `xacle ensemble` and `xacle submit`."""
 
 from pathlib import Path
 from typing import Annotated

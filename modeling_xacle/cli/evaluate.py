@@ -14,7 +14,7 @@ Reference = Annotated[Path, typer.Argument(help="Table of the listeners' mean sc
 
 
 def warn_of_dropped(pairs: "evaluation.EvaluationPairs") -> None:
-    """Say on stderr which rows are not in the numbers."""
+    """Warn on stderr of rows that are left out or counted more than once."""
     for note in evaluation.dropped_notes(pairs):
         typer.echo(f"warning: {note}", err=True)
 
@@ -143,7 +143,7 @@ def check_calibrate_options(
     model: Path | None,
     diagram: Path | None,
 ) -> None:
-    """Refuse combinations that mean nothing."""
+    """Refuse combinations of options that mean nothing."""
     if (prediction is None) != (reference is None) or (prediction is None) == (load is None):
         raise typer.BadParameter("give either a table of predictions and its reference, or --load")
     if apply is not None and model is not None:

@@ -1,4 +1,4 @@
-"""The table of contents of the `xacle` command. What PyTorch is needed for loads when a command runs, not before."""
+"""The table of contents of the `xacle` command. What needs PyTorch is loaded when a command runs, not before."""
 
 import os
 import sys
@@ -20,7 +20,7 @@ SETTINGS = {
     "context_settings": {"help_option_names": ["-h", "--help"]},
 }
 LONGEST_MESSAGE = 1000
-LOST_PROCESS = "Connection closed by peer"  # what gloo says of it
+LOST_PROCESS = "Connection closed by peer"  # gloo's message for it
 INTERRUPTED = 130  # the exit code of a command that Ctrl-C ended
 app = typer.Typer(help="How well does a sound match a caption?", **SETTINGS)
 convert = typer.Typer(help="Convert published checkpoints to folders that from_pretrained loads.", **SETTINGS)
@@ -51,7 +51,7 @@ def options(
 
 
 def one_line(message: str) -> str:
-    """A message, which may repeat what a broken file holds, in one line that a terminal can show."""
+    """Returns a message, which may quote a broken file, in one line that a terminal can show."""
     line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in " ".join(message.split()))
     half = LONGEST_MESSAGE // 2
     return line if len(line) <= LONGEST_MESSAGE else f"{line[:half]} ... {line[-half:]}"
@@ -62,8 +62,8 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # names of files need not be text
-    os.environ.setdefault("TQDM_DISABLE", "1")  # bars that do not ask for themselves, as Transformers' of loading
-    if "transformers" in sys.modules:  # which has looked at the environment already
+    os.environ.setdefault("TQDM_DISABLE", "1")  # bars without a setting of their own, as Transformers' for loading
+    if "transformers" in sys.modules:  # it has read the environment already
         sys.modules["transformers"].utils.logging.disable_progress_bar()
     try:
         app()
@@ -73,7 +73,7 @@ def main() -> None:
         typer.echo("error: another process of this run has ended; the same command goes on where it stopped.", err=True)
         sys.exit(1)
     except (KeyboardInterrupt, SystemExit) as end:
-        if isinstance(end, SystemExit) and end.code != INTERRUPTED:  # Typer's own, and that of --help
+        if isinstance(end, SystemExit) and end.code != INTERRUPTED:  # Typer's own exits, and that of --help
             raise
         typer.echo("stopped: the same command goes on where it can", err=True)
         sys.exit(INTERRUPTED)

@@ -58,11 +58,11 @@ def check_device(device: str | None) -> None:
 
 
 def columns_of(key: list[str] | None, prediction: str | None, reference: str | None) -> dict[str, Any]:
-    """The options that name columns, as the readers of score tables take them."""
+    """Returns the options that name columns, as the readers of score tables take them."""
     chosen = {"prediction_columns": prediction and [prediction], "reference_columns": reference and [reference]}
     return {"key_columns": key or None, **{name: value for name, value in chosen.items() if value}}
 
 
 def print_json(result: Any, indent: int | None = 2) -> None:
-    """Print strict JSON."""
+    """Print a result as strict JSON."""
     typer.echo(data.json_text(result, indent))

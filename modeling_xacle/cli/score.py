@@ -30,14 +30,14 @@ SHORTEST_HOP = 0.025  # seconds, as in the pipeline
 
 
 def parse_batch_size(value: str) -> str:
-    """`auto`, or a whole number from 1 to `LARGEST_BATCH`."""
+    """Returns the value if it is `auto` or a whole number from 1 to `LARGEST_BATCH`."""
     if value != "auto" and not (value.isdecimal() and len(value) < 9 and 1 <= int(value) <= LARGEST_BATCH):
         raise typer.BadParameter(f"--batch-size {value}: give a whole number from 1 to {LARGEST_BATCH}, or auto.")
     return value
 
 
 def as_number(batch_size: str) -> int | None:
-    """`None` for `auto`."""
+    """Returns the batch size as a number; `None` for `auto`."""
     return None if batch_size == "auto" else int(batch_size)
 
 
@@ -146,7 +146,7 @@ def run_table(
     scorer: dict[str, Any],
     as_json: bool,
 ) -> None:
-    """Score a table, with all the processes that were launched, and report; the exit code tells of failed rows."""
+    """Score a table with all processes that were launched, and report; the exit code tells whether rows failed."""
     if pairs == data.STDIN and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise typer.BadParameter("several processes cannot share standard input; give a file")
     source = data.PairSource(pairs, **columns)
@@ -160,7 +160,7 @@ def run_table(
 
 
 def print_report(report: "scoring.ScoringReport", as_json: bool) -> None:
-    """One line on stdout; on stderr, what to do about rows without a score."""
+    """Print one line on stdout and, on stderr, what to do about rows without a score."""
     failed = report.counts["error"]
     if failed:
         typer.echo(f"{failed} rows have no score, see their status; the same command tries them again.", err=True)

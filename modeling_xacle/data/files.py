@@ -79,20 +79,20 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 def write_whole(path: str | Path, content: str | bytes) -> None:
     """Write a file, whole or not at all; an earlier one stays until then."""
     with whole_file(path) as partial:
-        # Half of a character is written as in "\ud83d", which JSON reads again.
+        # Half a character is written as an escape such as "\ud83d", which JSON can read.
         partial.write_bytes(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
 
 
 def parse_json(text: str, place: str | Path) -> Any:
     """
-    What a JSON text holds.
+    Returns the content of a JSON text.
 
     Args:
         text (`str`): The text.
-        place (`str` or `Path`): Where it stands, for the message.
+        place (`str` or `Path`): Where the text is from, for the message.
 
     Raises:
-        ValueError: It is no JSON, or is nested more deeply than Python follows.
+        ValueError: The text is not JSON, or is nested too deeply for Python.
     """
     try:
         return json.loads(text)
@@ -102,7 +102,7 @@ def parse_json(text: str, place: str | Path) -> Any:
 
 def read_text(file: str | Path) -> str:
     """
-    What a text file holds, without a byte order mark.
+    Returns the content of a text file, without a byte order mark.
 
     Raises:
         ValueError: It is not UTF-8.
@@ -116,22 +116,22 @@ def read_text(file: str | Path) -> str:
 
 def read_json(file: str | Path) -> Any:
     """
-    What a JSON file holds.
+    Returns the content of a JSON file.
 
     Raises:
-        ValueError: It is no JSON in UTF-8.
+        ValueError: It is not JSON in UTF-8.
         OSError: It cannot be read.
     """
     return parse_json(read_text(file), file)
 
 
 def json_text(content: Any, indent: int | None = None) -> str:
-    """Strict JSON, in which a number that is none (the correlation of scores that are all the same) is `null`."""
+    """Returns strict JSON, with `null` for NaN and infinity."""
     return json.dumps(_without_nan(content), indent=indent, ensure_ascii=False, allow_nan=False, default=str)
 
 
 def _without_nan(content: Any) -> Any:
-    """The same content, of mappings, sequences and plain values, with `None` for NaN and infinity."""
+    """Returns the same content, of mappings, sequences and plain values, with `None` for NaN and infinity."""
     if isinstance(content, Mapping):
         return {name: _without_nan(value) for name, value in content.items()}
     if isinstance(content, (list, tuple)):
@@ -145,7 +145,7 @@ def write_json(file: Path, content: Any) -> None:
 
 
 CARD = "README.md"
-# Metadata key of the card for the checksums of what `save_dataset` wrote: it replaces its own work and nothing else.
+# Metadata key of the card for the checksums of what `save_dataset` wrote: it replaces its own files and nothing else.
 MANIFEST = "xacle_files"
 
 
@@ -202,15 +202,15 @@ def _is_same(path: Path, other: Path) -> bool:
 
 
 def _real(path: Path) -> Path:
-    """The path without links; a loop of links is left as it is."""
+    """Returns the path without links; a loop of links is left as it is."""
     return Path(os.path.realpath(path))
 
 
 @contextmanager
 def held(output: str | Path, is_holder: bool = True) -> Iterator[None]:
     """
-    Holds an output for this process alone, by the file `OUT.lock`. That of a killed process does not count if it ran on
-    this machine and in this container; else it has to be deleted.
+    Holds an output for this process alone, by the file `OUT.lock`. A killed process's lock does not count if it ran on
+    this machine and in this container; otherwise, the file has to be deleted.
 
     Args:
         output (`str` or `Path`): File or folder.
@@ -238,7 +238,7 @@ def held(output: str | Path, is_holder: bool = True) -> Iterator[None]:
 
 
 def _holder(lock_file: str) -> str:
-    """Which process wrote a lock file, and on what machine."""
+    """Says which process wrote a lock file, and on what machine."""
     try:
         process, machine, *_ = Path(lock_file).read_text(encoding="utf-8", errors="replace").split()
     except (OSError, ValueError):
@@ -286,7 +286,7 @@ def unfinished_folder(output: Path) -> Iterator[Path]:
 
 
 def _earlier(output: Path) -> Path:
-    """Where a folder is while its successor takes its place."""
+    """Returns where a folder is kept while its successor takes its place."""
     return output.with_name(f".{output.name}.earlier")
 
 

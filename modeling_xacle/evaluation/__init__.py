@@ -1,4 +1,4 @@
-"""How well scores agree with ratings: metrics, intervals, comparisons, calibration, reports."""
+"""Evaluation: how well scores agree with ratings, by metrics, intervals, comparisons, calibration and reports."""
 
 from .. import room
 

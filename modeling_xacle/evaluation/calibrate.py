@@ -1,4 +1,4 @@
-"""Putting scores onto the listeners' scale: maps that rise, fitted on a validation table."""
+"""Maps scores onto the listeners' scale by rising maps that are fitted on a validation table."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ CONFIG_FILE = "config.json"
 @dataclass(frozen=True)
 class ScoreCalibration:
     """
-    A map from scores to the listeners' scale, which never reverses two scores.
+    A map from scores to the listeners' scale, which never reverses the order of two scores.
 
     Fields:
         method (`str`): "affine", strictly rising and not clamped, so that no rank changes; or "isotonic", which is
@@ -58,7 +58,7 @@ class ScoreCalibration:
         return f"isotonic map of {len(self.inputs)} knots from {self.outputs[0]:.2f} to {self.outputs[-1]:.2f}"
 
     def __call__(self, scores: ArrayLike) -> np.ndarray:
-        """Calibrated scores: array-like of any shape -> `np.ndarray` of the same shape; NaN stays NaN."""
+        """Calibrates scores: array-like of any shape -> `np.ndarray` of the same shape; NaN stays NaN."""
         scores = np.asarray(scores, dtype=np.float64)
         if self.method == "affine":
             return self.scale * scores + self.offset
@@ -67,7 +67,7 @@ class ScoreCalibration:
 
 def fit_calibration(predictions: np.ndarray, references: np.ndarray) -> tuple[float, float]:
     """
-    Scale and offset by which `scale * predictions + offset` is nearest to the references in the mean square.
+    Returns the scale and offset that bring `scale * predictions + offset` nearest to the references in the mean square.
 
     Args:
         predictions (`np.ndarray` of shape `(num_pairs,)`): Logits or scores, without NaN.
@@ -87,7 +87,7 @@ def fit_calibration(predictions: np.ndarray, references: np.ndarray) -> tuple[fl
 
 
 def _fit_isotonic(predictions: np.ndarray, references: np.ndarray) -> ScoreCalibration:
-    """Pool adjacent violators over the distinct predictions; of each flat stretch, both ends are knots."""
+    """Fit by pooling adjacent violators over the distinct predictions; both ends of each flat stretch are knots."""
     inputs, places, counts = np.unique(predictions, return_inverse=True, return_counts=True)
     means = np.bincount(places, weights=references) / counts
     outputs = isotonic_regression(means, weights=counts).x
@@ -100,12 +100,12 @@ def _fit_isotonic(predictions: np.ndarray, references: np.ndarray) -> ScoreCalib
 
 def fit_score_calibration(predictions: ArrayLike, references: ArrayLike, method: str = "affine") -> ScoreCalibration:
     """
-    The rising map that brings predictions nearest to the references in the mean square.
+    Returns the rising map that brings predictions nearest to the references in the mean square.
 
     Args:
         predictions (array-like of shape `(num_pairs,)`): Scores of a validation table, in any unit.
         references (array-like of shape `(num_pairs,)`): Mean ratings of the same pairs. Pairs with NaN are left out.
-        method (`str`): "affine" (two numbers, least squares) or "isotonic" (any rising map: wants hundreds of pairs).
+        method (`str`): "affine" (two numbers, least squares) or "isotonic" (any rising map: needs hundreds of pairs).
 
     Raises:
         ValueError: Unknown method; fewer than 2 pairs; or the predictions do not rise with the references.
@@ -126,14 +126,14 @@ def out_of_fold(
     predictions: np.ndarray, references: np.ndarray, method: str, num_folds: int = 5, seed: int = 0
 ) -> np.ndarray | None:
     """
-    Each pair calibrated by a map that was fitted to the other folds: what the map does to scores it has not seen.
+    Calibrates each pair by a map that was fitted to the other folds: what the map does to scores it has not seen.
 
     Args:
         predictions (`np.ndarray` of shape `(num_pairs,)`), references (`np.ndarray` of shape `(num_pairs,)`): As for
             `fit_score_calibration`.
         method (`str`): As there.
         num_folds (`int`): Random folds of equal size.
-        seed (`int`): Of the folds.
+        seed (`int`): Seed of the folds.
 
     Returns:
         `np.ndarray` of shape `(num_pairs,)`, or `None` if a fold leaves too little to fit a map.
@@ -154,7 +154,7 @@ def calibration_report(
     calibration: ScoreCalibration, predictions: np.ndarray, references: np.ndarray
 ) -> dict[str, Any]:
     """
-    The metrics before, after, and out of fold.
+    Returns the metrics before calibration, after it, and out of fold.
 
     Args:
         calibration (`ScoreCalibration`): Fitted to these pairs.
@@ -162,7 +162,7 @@ def calibration_report(
             pairs.
 
     Returns:
-        `dict`: `before`, `after` and `out_of_fold` (`None` where there are too few pairs) as of `alignment_metrics`.
+        `dict`: `before`, `after` and `out_of_fold` (`None` if there are too few pairs), as by `alignment_metrics`.
     """
     unseen = out_of_fold(predictions, references, calibration.method)
     return {
@@ -173,7 +173,7 @@ def calibration_report(
 
 
 def calibration_text(report: Mapping[str, Any]) -> str:
-    """What `calibration_report` gives, as a table for a terminal, with what there is to know about it."""
+    """Returns the result of `calibration_report` as a table for a terminal."""
     rows = [
         [name.replace("_", " "), *(f"{of[metric]:.4f}" for metric in METRICS), str(of["N"])]
         for name, of in report.items()
@@ -183,17 +183,17 @@ def calibration_text(report: Mapping[str, Any]) -> str:
 
 
 def save_calibration(calibration: ScoreCalibration, path: str | Path) -> None:
-    """Write it as JSON, whole or not at all."""
+    """Write a calibration as JSON, whole or not at all."""
     write_json(path, asdict(calibration))
 
 
 def load_calibration(path: str | Path) -> ScoreCalibration:
     """
-    Read what `save_calibration` wrote.
+    Read a calibration that `save_calibration` wrote.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is not such a file.
+        ValueError: The file holds no calibration.
     """
     stored = read_json(path)
     names = [field.name for field in fields(ScoreCalibration)]
@@ -246,14 +246,14 @@ def calibrate_table(
 
 def calibrate_model(calibration: ScoreCalibration, model: str | Path, output: str | Path) -> XacleConfig:
     """
-    Copy a model's folder, with a config by which its scores come out calibrated.
+    Copy a model's folder with a config that calibrates its scores.
 
     The table that the map was fitted to went through the calibration that the model has now, so the two are composed.
 
     Args:
         calibration (`ScoreCalibration`): An affine map of the model's scores.
         model (`str` or `Path`): The folder.
-        output (`str` or `Path`): The folder to write; must not exist or be empty. It appears whole or not at all.
+        output (`str` or `Path`): The folder to write; must be new or empty. It appears whole or not at all.
 
     Returns:
         The new config.
@@ -286,7 +286,7 @@ def calibrate_model(calibration: ScoreCalibration, model: str | Path, output: st
 
 
 def _compose(calibration: ScoreCalibration, config: XacleConfig) -> XacleConfig:
-    """The config with the present calibration followed by the new one, which is in units of scores."""
+    """Returns the config with its present calibration followed by the new one, which is in units of scores."""
     scale, offset = (config.calibration_scale, config.calibration_offset) if config.apply_calibration else (1.0, 0.0)
     middle = (config.score_min + config.score_max) / 2  # the score of label 0
     shift = float(config.scores_to_labels(calibration(middle)))

@@ -1,4 +1,4 @@
-"""Which of several systems is better, and is it chance? Tests on the same pairs, and where the systems differ."""
+"""Compares systems: which is better, and is it chance? Tests on the same pairs, and where the systems differ."""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -20,11 +20,11 @@ class Systems(NamedTuple):
     Scores of S systems for the same N pairs.
 
     Fields:
-        names (`list[str]` of length S): What to call them.
+        names (`list[str]` of length S): Their names.
         predictions (`np.ndarray` of shape `(S, N)`): Their scores, none of them NaN.
         references (`np.ndarray` of shape `(N,)`): Mean ratings, none of them NaN.
         keys (`list[tuple[str, ...]]` of length N): What tells the pairs apart.
-        num_dropped (`int`): Pairs that are not among them, because a system or the reference has no score.
+        num_dropped (`int`): Pairs that were left out because a system or the reference has no score.
     """
 
     names: list[str]
@@ -65,8 +65,8 @@ def read_systems(
 
 def system_names(paths: Sequence[str | Path]) -> list[str]:
     """
-    Names of the files without their endings; the whole paths where those would be the same, and with a number where a
-    file is there again.
+    Returns the names of files without their suffixes; whole paths if those would be the same, and with a number where a
+    file is repeated.
     """
     paths = list(map(str, paths))
     names = [Path(path).stem for path in paths]
@@ -78,7 +78,7 @@ def system_names(paths: Sequence[str | Path]) -> list[str]:
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """
-    P-values of several tests, adjusted so that the chance of any false alarm stays at the level (Holm 1979, Scand. J.
+    Adjusts the p-values of several tests so that the chance of any false alarm stays at the level (Holm 1979, Scand. J.
     Statistics 6): the smallest times the number of tests, the next times one less, and so on, none below its
     predecessor, at most 1.
 
@@ -96,13 +96,13 @@ def compare_two(
     predictions_a: np.ndarray, predictions_b: np.ndarray, references: np.ndarray, num_resamples: int, seed: int
 ) -> dict[str, Any]:
     """
-    System a against system b.
+    Compares system a with system b.
 
     Args:
         predictions_a (`np.ndarray` of shape `(N,)`), predictions_b (`np.ndarray` of shape `(N,)`): Their scores.
         references (`np.ndarray` of shape `(N,)`): Mean ratings.
-        num_resamples (`int`): Of the bootstrap and of the permutation test.
-        seed (`int`): Of both.
+        num_resamples (`int`): Resamples of the bootstrap, and swaps of the permutation test.
+        seed (`int`): Seed of both.
 
     Returns:
         `dict`: `metrics`, for each the `difference` a - b, its 95 % `interval`, `p_bootstrap` and `p_permutation`;
@@ -131,7 +131,7 @@ def compare_two(
 
 
 def _largest_differences(systems: Systems, first: int, second: int, count: int) -> list[dict[str, Any]]:
-    """The pairs on which two systems differ most, the largest difference first."""
+    """Returns the pairs on which two systems differ most, the largest difference first."""
     a, b = systems.predictions[first], systems.predictions[second]
     return [
         {
@@ -148,12 +148,12 @@ def compare_systems(
     systems: Systems, num_resamples: int = 10_000, seed: int = 0, num_differences: int = 10
 ) -> dict[str, Any]:
     """
-    Every system against every other, ready for JSON.
+    Compares every system with every other, ready for JSON.
 
     Args:
         systems (`Systems`): At least two.
         num_resamples (`int`), seed (`int`): As for `compare_two`.
-        num_differences (`int`): How many of the pairs on which two systems differ most to list.
+        num_differences (`int`): How many pairs to list on which two systems differ most.
 
     Returns:
         `dict`: `systems`, the metrics of each; `comparisons`, for each two, `a`, `b`, what `compare_two` gives, and
@@ -185,7 +185,7 @@ def compare_systems(
 
 
 def p_value_matrix(comparison: Mapping[str, Any], metric: str) -> list[list[float | None]]:
-    """Holm's p-values of a metric, (S, S) and symmetric, `None` on the diagonal, in the order of `systems`."""
+    """Returns Holm's p-values of a metric, (S, S) and symmetric, `None` on the diagonal, in the order of `systems`."""
     names = list(comparison["systems"])
     matrix: list[list[float | None]] = [[None] * len(names) for _ in names]
     for one in comparison["comparisons"]:
@@ -195,7 +195,7 @@ def p_value_matrix(comparison: Mapping[str, Any], metric: str) -> list[list[floa
 
 
 def _comparison_text(one: Mapping[str, Any]) -> str:
-    """Two systems as tables."""
+    """Returns the comparison of two systems as tables."""
     rows = [
         [
             name,
@@ -219,7 +219,7 @@ def _comparison_text(one: Mapping[str, Any]) -> str:
 
 
 def comparison_text(comparison: Mapping[str, Any]) -> str:
-    """The comparison as tables for a terminal."""
+    """Returns the comparison as tables for a terminal."""
     names = list(comparison["systems"])
     rows = [
         [name, *(f"{of[metric]:.4f}" for metric in METRICS), str(of["N"])] for name, of in comparison["systems"].items()

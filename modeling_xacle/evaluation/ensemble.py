@@ -1,6 +1,6 @@
 """
-Ensembles: the scores of several systems for the same pairs made one, and what each of them brings. Nothing is fitted on
-what it is judged by: fitted ensembles score each clip with weights fitted without it.
+Combines the scores of several systems for the same pairs, and measures what each system adds. Nothing is fitted on what
+it is judged by: fitted ensembles score each clip with weights fitted without it.
 """
 
 from collections.abc import Sequence
@@ -19,23 +19,23 @@ from .metrics import alignment_metrics
 from .resampling import paired_bootstrap
 
 FITTED_METHODS = ("nnls", "svr")
-SMALLEST_SPREAD = 1e-100  # below it, what is divided by a deviation is no number
+SMALLEST_SPREAD = 1e-100  # division by a smaller deviation gives no number
 
 
 class WeightedSum(NamedTuple):
     """
-    A fitted sum of systems.
+    A fitted weighted sum of systems.
 
     Fields:
         weights (`np.ndarray` of shape `(num_systems,)`): At least 0.
-        offset (`float`): What is added.
+        offset (`float`): Added to the sum.
     """
 
     weights: np.ndarray
     offset: float
 
     def predict(self, scores: np.ndarray) -> np.ndarray:
-        """Combined scores: (num_systems, N) -> (N,)"""
+        """Returns combined scores: (num_systems, N) -> (N,)"""
         return self.weights @ scores + self.offset
 
 
@@ -44,10 +44,10 @@ class SupportVectorRegression(NamedTuple):
     A fitted kernel regression. Systems are standardised; the kernel is `exp(-distance^2 / num_systems)`.
 
     Fields:
-        means, scales (`np.ndarray` of shape `(num_systems,)`): Of each system's scores.
+        means, scales (`np.ndarray` of shape `(num_systems,)`): Mean and standard deviation of each system.
         vectors (`np.ndarray` of shape `(num_vectors, num_systems)`): Standardised scores of the pairs that count.
         coefficients (`np.ndarray` of shape `(num_vectors,)`): In [-1, 1].
-        intercept (`float`): What is added.
+        intercept (`float`): Added to the sum.
     """
 
     means: np.ndarray
@@ -57,7 +57,7 @@ class SupportVectorRegression(NamedTuple):
     intercept: float
 
     def predict(self, scores: np.ndarray) -> np.ndarray:
-        """Combined scores: (num_systems, N) -> (N,)"""
+        """Returns combined scores: (num_systems, N) -> (N,)"""
         if not len(self.vectors):  # all targets were the same
             return np.full(scores.shape[1], self.intercept)
         standardised = (scores.T - self.means) / self.scales  # (S, N) -> (N, S)
@@ -66,7 +66,7 @@ class SupportVectorRegression(NamedTuple):
 
 
 def _spread(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of each system, 1.0 where it is constant: (S, N) -> (S,), (S,)"""
+    """Returns each system's mean and standard deviation, 1.0 where it is constant: (S, N) -> (S,), (S,)"""
     scales = scores.std(axis=1)
     # The mean of equal numbers may be rounded, so their deviation may not be zero.
     is_constant = (scores == scores[:, :1]).all(axis=1) | (scales < SMALLEST_SPREAD)
@@ -75,7 +75,7 @@ def _spread(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def fit_nnls(scores: np.ndarray, targets: np.ndarray) -> WeightedSum:
     """
-    Non-negative least squares with a free offset: systems on any scale, in which none can count against the score.
+    Fits non-negative least squares with a free offset: systems may be on any scale; none can count against the score.
 
     Args:
         scores (`np.ndarray` of shape `(num_systems, N)`): Finite.
@@ -89,8 +89,8 @@ def fit_nnls(scores: np.ndarray, targets: np.ndarray) -> WeightedSum:
 
 def fit_svr(scores: np.ndarray, targets: np.ndarray) -> SupportVectorRegression:
     """
-    Epsilon support vector regression with radial basis functions, by scikit-learn at its default cost and epsilon: what
-    the runner-up's system is named after. Time grows with the square of the pairs and faster.
+    Fits epsilon support vector regression with radial basis functions, by scikit-learn at its default cost and epsilon:
+    the runner-up's system is named after it. Time grows with the square of the number of pairs, or faster.
 
     Args:
         scores (`np.ndarray` of shape `(num_systems, N)`): Finite.
@@ -108,7 +108,7 @@ FITS = {"nnls": (fit_nnls, WeightedSum), "svr": (fit_svr, SupportVectorRegressio
 
 def combine(scores: np.ndarray, method: EnsembleMethod) -> np.ndarray:
     """
-    An ensemble that nothing is fitted for.
+    Combines systems by a method that needs no fitting.
 
     Args:
         scores (`np.ndarray` of shape `(num_systems, N)`): Finite.
@@ -136,12 +136,12 @@ def combine(scores: np.ndarray, method: EnsembleMethod) -> np.ndarray:
 
 def grouped_folds(groups: Sequence[Any], num_folds: int, seed: int = 0) -> np.ndarray:
     """
-    The fold of each row: all rows of a group in one, and about as many groups in each.
+    Returns the fold of each row: all rows of a group in one fold, and about as many groups in each.
 
     Args:
-        groups (`Sequence` of length N): What must not be on both sides of a fold, such as the clips.
+        groups (`Sequence` of length N): The group of each row, such as its clip; none is on both sides of a fold.
         num_folds (`int`): At least 2.
-        seed (`int`): Of the assignment.
+        seed (`int`): Seed of the assignment.
 
     Returns:
         `np.ndarray` of shape `(N,)`: Integers in [0, num_folds).
@@ -165,12 +165,12 @@ def grouped_folds(groups: Sequence[Any], num_folds: int, seed: int = 0) -> np.nd
 
 def out_of_fold(scores: np.ndarray, targets: np.ndarray, folds: np.ndarray, method: EnsembleMethod) -> np.ndarray:
     """
-    Combined scores of each row by weights that were fitted on the other folds.
+    Combines the scores of each row by weights that were fitted on the other folds.
 
     Args:
         scores (`np.ndarray` of shape `(num_systems, N)`): Finite.
         targets (`np.ndarray` of shape `(N,)`): Mean ratings, 0-10.
-        folds (`np.ndarray` of shape `(N,)`): As `grouped_folds` gives them.
+        folds (`np.ndarray` of shape `(N,)`): As `grouped_folds` returns them.
         method (`str`): One of `FITTED_METHODS`.
 
     Returns:
@@ -186,11 +186,11 @@ def out_of_fold(scores: np.ndarray, targets: np.ndarray, folds: np.ndarray, meth
 
 class Judged(NamedTuple):
     """
-    What an ensemble is fitted on and judged by.
+    The ratings and folds that an ensemble is fitted on and judged by.
 
     Fields:
         targets (`np.ndarray` of shape `(N,)`): Mean ratings, 0-10.
-        folds (`np.ndarray` of shape `(N,)`): As `grouped_folds` gives them.
+        folds (`np.ndarray` of shape `(N,)`): As `grouped_folds` returns them.
     """
 
     targets: np.ndarray
@@ -199,7 +199,7 @@ class Judged(NamedTuple):
 
 def ensemble(scores: np.ndarray, method: EnsembleMethod, judged: Judged | None = None) -> np.ndarray:
     """
-    Combined scores by any method, out of fold where something is fitted.
+    Combines scores by any method, out of fold where something is fitted.
 
     Args:
         scores (`np.ndarray` of shape `(num_systems, N)`): Finite.
@@ -223,16 +223,16 @@ def leave_one_out(
     scores: np.ndarray, method: EnsembleMethod, judged: Judged, num_resamples: int = 2000, seed: int = 0
 ) -> list[dict[str, Any]]:
     """
-    What each system brings: the ensemble without it, made anew.
+    Measures what each system adds, by the ensemble made without it.
 
     Args:
         scores (`np.ndarray` of shape `(num_systems, N)`): At least 2 systems.
         method (`str`): One of `EnsembleMethod`.
         judged (`Judged`): The ratings.
-        num_resamples (`int`), seed (`int`): Of `paired_bootstrap`.
+        num_resamples (`int`), seed (`int`): As for `paired_bootstrap`.
 
     Returns:
-        For each system `metrics` of the ensemble without it, and `differences`, the whole ensemble less that, with
+        For each system, `metrics` of the ensemble without it, and `differences`, the whole ensemble less that, with
         interval and p-value: above 0, the system helps by SRCC, LCC and KTAU, and hurts by MSE.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Ensembles of tables: read and joined by their keys, combined, judged, and the fitted weights stored for others."""
+"""Ensembles of tables: reads and joins them by their keys, combines and judges them, and stores fitted weights."""
 
 import hashlib
 import json
@@ -18,7 +18,6 @@ from .metrics import METRICS, SHOWN_METRICS, alignment_metrics
 from .score_tables import KEYS_LISTED, LARGEST_SCORE, ScoreTable, check_sides, join_tables, read_score_table, text_table
 
 ENSEMBLE = "ensemble"
-# Metrics for which the terminal shows what a system adds; the JSON has all.
 
 
 class Members(NamedTuple):
@@ -26,8 +25,8 @@ class Members(NamedTuple):
     Systems to combine.
 
     Fields:
-        names (`list[str]` of length num_systems): Those of the files, without suffix.
-        table (`ScoreTable`): The first of them, whose order of rows counts.
+        names (`list[str]` of length num_systems): Names of the files, without suffix.
+        table (`ScoreTable`): The first system's table, whose order of rows is kept.
         scores (`np.ndarray` of shape `(num_systems, N)`): Finite.
         targets (`np.ndarray` of shape `(N,)`, *optional*): Mean ratings.
     """
@@ -75,7 +74,7 @@ def read_members(
 
 
 def clip_of_rows(table: ScoreTable) -> list[str]:
-    """The clip of each row: its sound, or its key where the table does not name the sound."""
+    """Returns the clip of each row: its sound, or its key if the table does not name the sound."""
     column = next((name for name in AUDIO_COLUMNS if name in table.rows[0]), None)
     if column is None:
         return [" | ".join(key) for key in table.keys]
@@ -86,13 +85,13 @@ def write_ensemble(
     path: str | Path, table: ScoreTable, scores: np.ndarray, prediction_columns: Sequence[str] = ()
 ) -> None:
     """
-    Write the rows of a table with `score`, in the place of the table's own score.
+    Write the rows of a table with the ensemble's `score` in place of the table's own.
 
     Args:
         path (`str` or `Path`): The CSV, TSV, JSON lines or Parquet file to write.
-        table (`ScoreTable`): Of N rows.
-        scores (`np.ndarray` of shape `(N,)`): The ensemble's.
-        prediction_columns (`Sequence[str]`): Columns beside `PREDICTION_COLUMNS` that hold the table's own score.
+        table (`ScoreTable`): A table of N rows.
+        scores (`np.ndarray` of shape `(N,)`): The ensemble's scores.
+        prediction_columns (`Sequence[str]`): Columns besides `PREDICTION_COLUMNS` that hold the table's own score.
     """
     own = (*PREDICTION_COLUMNS, *prediction_columns)
     others = ({name: value for name, value in row.items() if name not in own} for row in table.rows)
@@ -100,7 +99,7 @@ def write_ensemble(
 
 
 def _fingerprint(table: ScoreTable) -> str:
-    """The same for the same clips, in any order."""
+    """Returns a digest that is the same for the same clips, in any order."""
     return hashlib.sha256(json.dumps(sorted(set(clip_of_rows(table)))).encode()).hexdigest()
 
 
@@ -111,7 +110,7 @@ def save_weights(path: str | Path, method: EnsembleMethod, members: Members) -> 
     Args:
         path (`str` or `Path`): The file to write.
         method (`str`): One of `FITTED_METHODS`.
-        members (`Members`): With ratings.
+        members (`Members`): The systems, with ratings.
 
     Raises:
         ValueError: The method has no weights, or there are no ratings to fit them to.
@@ -132,7 +131,7 @@ def save_weights(path: str | Path, method: EnsembleMethod, members: Members) -> 
 
 
 def _report(members: Members, method: str, combined: np.ndarray) -> dict[str, Any]:
-    """What was done; with ratings, also the metrics of each system and of the combined scores (N,)."""
+    """Returns what was done; with ratings, also the metrics of each system and of the combined scores (N,)."""
     report = {"method": method, "members": members.names, "pairs": len(combined)}
     if members.targets is None:
         return report
@@ -146,15 +145,15 @@ def apply_weights(path: str | Path, members: Members) -> tuple[np.ndarray, dict[
 
     Args:
         path (`str` or `Path`): The file.
-        members (`Members`): In the order of the fit.
+        members (`Members`): The systems, in the order of the fit.
 
     Returns:
-        Combined scores of shape `(N,)`, and a report as `combine_members` gives it.
+        Combined scores of shape `(N,)`, and a report as `combine_members` returns it.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is something else, or for another number of systems; or the members have ratings and are the very
-            clips of the fit, by which these weights must not be judged.
+        ValueError: The file is something else, or for another number of systems; or the members have ratings and are
+            the very clips of the fit, by which these weights must not be judged.
     """
     stored = read_json(path)
     try:
@@ -180,7 +179,7 @@ def apply_weights(path: str | Path, members: Members) -> tuple[np.ndarray, dict[
 
 
 def _judged(members: Members, method: EnsembleMethod, num_folds: int, seed: int) -> Judged | None:
-    """The ratings, if there are any, with folds where something is fitted."""
+    """Returns the ratings, if there are any, with folds where something is fitted."""
     if members.targets is None:
         return None
     if method not in FITTED_METHODS:
@@ -200,14 +199,14 @@ def combine_members(
     num_resamples: int = 2000,
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """
-    Make systems one, and judge that where there are ratings.
+    Combine systems, and judge the result if there are ratings.
 
     Args:
         members (`Members`): The systems.
         method (`str`): One of `EnsembleMethod`.
-        num_folds (`int`), seed (`int`): Of `grouped_folds`, by clip.
-        leave_out (`bool`): Also report what each system brings.
-        num_resamples (`int`): Of the bootstrap of that.
+        num_folds (`int`), seed (`int`): As for `grouped_folds`, by clip.
+        leave_out (`bool`): Also report what each system adds.
+        num_resamples (`int`): Resamples of the bootstrap for that.
 
     Returns:
         Combined scores of shape `(N,)`, out of fold where something is fitted; and a report: `method`, `members` and
@@ -231,7 +230,7 @@ def combine_members(
 
 
 def ensemble_text(report: Mapping[str, Any]) -> str:
-    """The report of an ensemble as tables for the terminal, if there were ratings."""
+    """Returns an ensemble's report as tables for the terminal; "" if there were no ratings."""
     if "metrics" not in report:
         return ""
     weights = [f"{weight:.3f}" for weight in report.get("weights", [])]
@@ -244,7 +243,7 @@ def ensemble_text(report: Mapping[str, Any]) -> str:
 
 
 def _left_out_text(left_out: Mapping[str, Any]) -> str:
-    """The ensemble without each system, and what the system adds to that."""
+    """Returns a table of the ensemble without each system, and of what the system adds to that."""
     header = ["without", *(cell for metric in SHOWN_METRICS for cell in (metric, "it adds", "95 % interval", "p"))]
     rows = []
     for name, result in left_out.items():

@@ -1,4 +1,4 @@
-"""How good one table of scores is: metrics with intervals, by groups, by score bands, beside the listeners' ceiling."""
+"""Evaluates one table of scores: metrics with intervals, by group and by score band, beside the listeners' ceiling."""
 
 import json
 from collections import defaultdict
@@ -44,9 +44,9 @@ class EvaluationPairs(NamedTuple):
         key_columns (`tuple[str, ...]`): Columns that tell the pairs apart in the reference.
         keys (`list[tuple[str, ...]]` of length N): Their values.
         rows (`list[dict[str, Any]]` of length N): Columns of both tables; where they share one, the reference's.
-        dropped (`dict[str, int]`): Rows that are not among them: `missing`, `extra` and `multiplied` (more rather than
+        dropped (`dict[str, int]`): Rows that were left out: `missing`, `extra` and `multiplied` (more rather than
             fewer) by the official merge, and `without_score`.
-        columns (`dict[str, str]`): Of the scores, in the `prediction` and in the `reference`.
+        columns (`dict[str, str]`): Columns of the scores in the `prediction` and in the `reference`.
     """
 
     prediction: str
@@ -73,8 +73,8 @@ def read_pairs(
 
     Args:
         prediction (`str` or `Path`): Table of predicted scores.
-        reference (`str` or `Path`): Table of mean ratings, one row a pair.
-        official (`bool`): Join as the challenge's script does, where rows that only one table has vanish.
+        reference (`str` or `Path`): Table of mean ratings, one row per pair.
+        official (`bool`): Join as the challenge's script does, which drops rows that only one table has.
         key_columns (`Sequence[str]`, *optional*): As for `read_score_table`.
         prediction_columns (`Sequence[str]`): The first that is there holds the predictions.
         reference_columns (`Sequence[str]`): The first that is there holds the references.
@@ -105,14 +105,14 @@ def read_pairs(
 
 
 def _merge(table: ScoreTable, truth: ScoreTable) -> tuple[np.ndarray, Sequence[int], Sequence[int], dict[str, int]]:
-    """Scores (2, M), rows of the prediction and of the reference, and what was dropped."""
+    """Returns scores (2, M), rows of the prediction and of the reference, and what was dropped."""
     merged = merge_as_official(table, truth)
     dropped = {"missing": merged.num_missing, "extra": merged.num_extra, "multiplied": merged.num_multiplied}
     return merged.scores, merged.prediction_rows, merged.reference_rows, dropped
 
 
 def _join(table: ScoreTable, truth: ScoreTable) -> tuple[np.ndarray, Sequence[int], Sequence[int], dict[str, int]]:
-    """As `_merge`, of tables that must have the same rows."""
+    """Returns the same as `_merge`, for tables that must have the same rows."""
     scores = join_tables([table, truth])
     keys, wanted = common_keys([table, truth])
     place = {key: index for index, key in enumerate(keys)}
@@ -120,7 +120,7 @@ def _join(table: ScoreTable, truth: ScoreTable) -> tuple[np.ndarray, Sequence[in
 
 
 def dropped_notes(pairs: EvaluationPairs) -> list[str]:
-    """What the numbers leave out or count twice, in words."""
+    """Describes what the numbers leave out or count more than once."""
     words = {
         "missing": f"rows of {pairs.reference} have no prediction and were dropped",
         "extra": f"rows of {pairs.prediction} have no reference and were dropped",
@@ -134,10 +134,10 @@ def read_ratings(
     pairs: EvaluationPairs, table: str | Path | None = None, key_columns: Sequence[str] | None = None
 ) -> list[list[float]] | None:
     """
-    The individual ratings of the pairs, in their order; `None` if there are none.
+    Returns the individual ratings of the pairs, in their order; `None` if there are none.
 
     Args:
-        pairs (`EvaluationPairs`): The pairs; without `table`, a column `ratings` of theirs is taken.
+        pairs (`EvaluationPairs`): The pairs; without `table`, their column `ratings` is read.
         table (`str` or `Path`, *optional*): Table with a row for each rating, such as the challenge's validation.csv.
         key_columns (`Sequence[str]`, *optional*): As for `read_score_table`.
 
@@ -168,7 +168,7 @@ def _rating_list(value: Any) -> list[float]:
 
 def group_rows(pairs: EvaluationPairs, columns: Sequence[str] | None = None) -> dict[str, dict[str, np.ndarray]]:
     """
-    Which pairs belong to which group.
+    Says which pairs belong to which group.
 
     Args:
         pairs (`EvaluationPairs`): The pairs.
@@ -176,7 +176,7 @@ def group_rows(pairs: EvaluationPairs, columns: Sequence[str] | None = None) -> 
             and have 2 to 100 values.
 
     Returns:
-        For each column, for each of its values in alphabetical order, the numbers of its pairs, `np.ndarray` of shape
+        For each column and each of its values in alphabetical order, the numbers of its pairs, `np.ndarray` of shape
         `(num_in_group,)`.
 
     Raises:
@@ -198,7 +198,7 @@ def group_rows(pairs: EvaluationPairs, columns: Sequence[str] | None = None) -> 
 
 def score_bands(predictions: np.ndarray, references: np.ndarray) -> list[dict[str, float]]:
     """
-    Errors by the listeners' mean, in bands of one point; what is outside 0-10 counts to the first and the last.
+    Returns errors by the listeners' mean, in bands of one point; a mean outside 0-10 counts to the first or last.
 
     Args:
         predictions (`np.ndarray` of shape `(N,)`): Predicted scores.
@@ -228,8 +228,8 @@ def score_bands(predictions: np.ndarray, references: np.ndarray) -> list[dict[st
 
 def calibration_line(predictions: np.ndarray, references: np.ndarray) -> dict[str, float] | None:
     """
-    The line through (prediction, reference) by least squares: `scale` 1 and `offset` 0 are a calibrated system. `None`
-    if all predictions are the same.
+    Returns the least-squares line through (prediction, reference): `scale` 1 and `offset` 0 mean a calibrated system;
+    `None` if all predictions are the same.
 
     Args:
         predictions (`np.ndarray` of shape `(N,)`), references (`np.ndarray` of shape `(N,)`): The pairs.
@@ -241,7 +241,7 @@ def calibration_line(predictions: np.ndarray, references: np.ndarray) -> dict[st
 
 
 def _measure(pairs: EvaluationPairs, rows: np.ndarray | slice, bootstrap: dict[str, Any] | None) -> dict[str, Any]:
-    """`metrics`, and with settings of the bootstrap `intervals`, of some of the pairs: both `None` for a single one."""
+    """Returns `metrics` and, with bootstrap settings, `intervals` of some pairs; both are `None` for a single one."""
     predictions, references = pairs.predictions[rows], pairs.references[rows]
     if len(predictions) < 2:
         return {"metrics": None, "intervals": None, "N": len(predictions)}
@@ -254,19 +254,19 @@ def _measure(pairs: EvaluationPairs, rows: np.ndarray | slice, bootstrap: dict[s
 def _measure_groups(
     pairs: EvaluationPairs, groups: dict[str, np.ndarray], column: str, bootstrap: dict[str, Any]
 ) -> dict[str, Any]:
-    """Each group by itself, with a progress bar."""
+    """Measures each group by itself, with a progress bar."""
     shown = tqdm(groups.items(), desc=f"intervals by {column}", disable=None)
     return {name: _measure(pairs, rows, bootstrap) for name, rows in shown}
 
 
 def _leave_one_out(pairs: EvaluationPairs, groups: dict[str, np.ndarray]) -> dict[str, Any]:
-    """For each group, the metrics of all pairs outside it."""
+    """Returns, for each group, the metrics of all pairs outside it."""
     numbers = np.arange(len(pairs.keys))
     return {name: _measure(pairs, np.delete(numbers, rows), None) for name, rows in groups.items()}
 
 
 def _listeners(ratings: list[list[float]] | None, srcc: float) -> dict[str, float | None] | None:
-    """The ceiling from the pairs with at least two ratings, and how much of it was reached."""
+    """Returns the ceiling from the pairs with at least two ratings, and how much of it was reached."""
     rated = [pair for pair in ratings or [] if len(pair) > 1]
     if len(rated) < 2:
         return None
@@ -284,7 +284,7 @@ def evaluate_pairs(
     seed: int = 0,
 ) -> dict[str, Any]:
     """
-    All numbers of a report, ready for JSON.
+    Computes all numbers of a report, ready for JSON.
 
     Args:
         pairs (`EvaluationPairs`): The pairs.
@@ -294,9 +294,9 @@ def evaluate_pairs(
 
     Returns:
         `dict`: `metrics` and `intervals` of all pairs; `groups`, the same for each group of each column;
-        `leave_one_out`, `metrics` of all pairs but those of a group; `bands` as of `score_bands`; `calibration_line`;
-        `listeners` as of `listeners_ceiling` with `share_of_ceiling`, or `None`; and what they were computed from and
-        how, `columns` and `scorer` among it.
+        `leave_one_out`, `metrics` of all pairs but those of a group; `bands` from `score_bands`; `calibration_line`;
+        `listeners` from `listeners_ceiling` with `share_of_ceiling`, or `None`; and what they were computed from and
+        how, with `columns` and `scorer`.
     """
     bootstrap = {"num_resamples": num_resamples, "confidence": confidence, "seed": seed}
     groups = group_rows(pairs, group_columns)
@@ -320,8 +320,8 @@ def evaluate_pairs(
 
 def scorer_of(pairs: EvaluationPairs) -> dict[str, str | None] | None:
     """
-    `model`, `revision` and `signature` of what gave the predictions, as the sidecar of `xacle score` or a column
-    `signature` tells it; `None` if nothing does.
+    Returns `model`, `revision` and `signature` of what gave the predictions, from the sidecar of `xacle score` or a
+    column `signature`; `None` if there is neither.
     """
     sidecar = Path(f"{pairs.prediction}.json")
     told = read_json(sidecar) if sidecar.is_file() else {}
@@ -334,6 +334,6 @@ def scorer_of(pairs: EvaluationPairs) -> dict[str, str | None] | None:
 
 
 def worst_pairs(pairs: EvaluationPairs, count: int) -> list[int]:
-    """Numbers of the pairs with the largest absolute errors, the largest first."""
+    """Returns the numbers of the pairs with the largest absolute errors, the largest first."""
     errors = np.abs(pairs.predictions - pairs.references)
     return np.argsort(-errors, kind="stable")[:count].tolist()

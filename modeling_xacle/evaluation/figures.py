@@ -1,4 +1,4 @@
-"""Pictures of an evaluation, in a form that a paper can take."""
+"""Draws the pictures of an evaluation in a form that a paper can use."""
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,32 +30,32 @@ STYLE = {
     "legend.fontsize": 8,
     "pdf.fonttype": 42,
 }
-# Okabe and Ito (2008): told apart by the colour-blind, and in print.
+# Okabe and Ito (2008): colours that differ for the colour-blind, and in print.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#666666"
 DOTS_PER_INCH = 200
 DENSITY_CELLS = 80
 RELIABILITY_BINS = 10
-PAIRS_PER_BIN = 10  # of residuals, and at most 20 bins
+PAIRS_PER_BIN = 10  # in the plot of residuals, and at most 20 bins
 # From green to dark violet: the yellow end of the map can hardly be seen on white.
 DENSITY_COLOURS = ListedColormap(colormaps["viridis_r"](np.linspace(0.3, 1, 256)))
 POINT_INK = 6000  # points squared, for all points together
 NAME_LENGTH = 28
-# Height of a line of the legend, of that of the axis.
+# Height of a line of the legend, as a share of the axis.
 LEGEND_ROOM = 0.14
-# Of the references' range: predictions that spread less are on a scale of their own.
+# Share of the references' range: predictions that spread less are on a scale of their own.
 MIN_SPREAD = 0.2
 
 
 @contextmanager
 def styled_figure(width: float, height: float, columns: int = 1) -> Iterator[tuple[Figure, Any]]:
-    """A figure of a size in inches in this project's style, and its axes side by side."""
+    """Gives a figure of a size in inches in this project's style, and its axes side by side."""
     with rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure, figure.subplots(1, columns)
 
 
 def figure_bytes(figure: Figure, format: str = "png") -> bytes:
-    """The picture as a file of this format, "png" or "pdf"; the same picture gives the same bytes."""
+    """Returns the picture as a file of this format, "png" or "pdf"; the same picture gives the same bytes."""
     buffer = BytesIO()
     with rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")  # drawn as a box
@@ -65,14 +65,14 @@ def figure_bytes(figure: Figure, format: str = "png") -> bytes:
 
 
 def _legend_above(axes: Axes, **arguments: Any) -> None:
-    """A legend over what is drawn, for which the axis is made longer."""
+    """Draw a legend above what is drawn, and make the axis longer for it."""
     low, high = axes.get_ylim()
     axes.set_ylim(top=high + LEGEND_ROOM * (high - low))
     axes.legend(loc="upper left", **arguments)
 
 
 def _densities(x: np.ndarray, y: np.ndarray, limits: Sequence[tuple[float, float]]) -> np.ndarray:
-    """How crowded it is about each point, from a smoothed histogram: (N,), (N,) -> (N,)"""
+    """Returns how crowded it is around each point, from a smoothed histogram: (N,), (N,) -> (N,)"""
     counts, *edges = np.histogram2d(x, y, bins=DENSITY_CELLS, range=limits)
     smooth = gaussian_filter(counts, sigma=2)
     places = [np.clip(np.digitize(v, e) - 1, 0, DENSITY_CELLS - 1) for v, e in zip((x, y), edges, strict=True)]
@@ -80,24 +80,24 @@ def _densities(x: np.ndarray, y: np.ndarray, limits: Sequence[tuple[float, float
 
 
 def _limits(*columns: np.ndarray) -> tuple[float, float]:
-    """The scale of 0-10, and further where scores fall outside."""
+    """Returns the limits of an axis: 0-10 with a margin, wider if scores fall outside."""
     low, high = min(0.0, *(column.min() for column in columns)), max(10.0, *(column.max() for column in columns))
     return float(low) - 0.3, float(high) + 0.3
 
 
 def _on_one_scale(predictions: np.ndarray, references: np.ndarray) -> bool:
-    """Whether an identity line makes sense: not for cosines, beside ratings of 0-10."""
+    """Returns True if an identity line makes sense: not for cosines beside ratings of 0-10."""
     return bool(np.ptp(predictions) >= MIN_SPREAD * np.ptp(references))
 
 
 def draw_scatter(predictions: np.ndarray, references: np.ndarray, evaluation: Mapping[str, Any]) -> Figure:
     """
-    Predictions against listeners' means, darker where there are more, with the calibration line, and with the identity
-    where both are on one scale.
+    Draw predictions against listeners' means, darker where there are more, with the calibration line and, if both are
+    on one scale, the identity line.
 
     Args:
         predictions (`np.ndarray` of shape `(N,)`), references (`np.ndarray` of shape `(N,)`): The pairs.
-        evaluation (`Mapping`): What `evaluate_pairs` gave for them.
+        evaluation (`Mapping`): What `evaluate_pairs` returned for them.
     """
     metrics, same_scale = evaluation["metrics"], _on_one_scale(predictions, references)
     y_limits = _limits(predictions, references) if same_scale else _limits(references)
@@ -127,8 +127,8 @@ def draw_scatter(predictions: np.ndarray, references: np.ndarray, evaluation: Ma
 
 def draw_residuals(predictions: np.ndarray, references: np.ndarray) -> Figure:
     """
-    Prediction less listeners' mean: against the prediction, with means of equal shares of the pairs and their 95 % t
-    intervals, and as a histogram.
+    Draw prediction less listeners' mean: against the prediction, with means of equal shares of the pairs and their 95 %
+    t intervals, and as a histogram.
 
     Args:
         predictions (`np.ndarray` of shape `(N,)`), references (`np.ndarray` of shape `(N,)`): The pairs.
@@ -156,7 +156,7 @@ def draw_residuals(predictions: np.ndarray, references: np.ndarray) -> Figure:
 
 
 def _margins(values: Sequence[float], intervals: Sequence[tuple[float, float] | None]) -> np.ndarray:
-    """How far each interval reaches below and above its value, nothing where there is none: (2, N)"""
+    """Returns how far each interval reaches below and above its value, 0 where there is none: (2, N)"""
     ends = [(value, value) if ends is None else ends for value, ends in zip(values, intervals, strict=True)]
     low, high = np.array(ends).T
     return np.clip([values - low, high - values], 0, None)
@@ -164,10 +164,10 @@ def _margins(values: Sequence[float], intervals: Sequence[tuple[float, float] | 
 
 def draw_bands(bands: Sequence[Mapping[str, Any]]) -> Figure:
     """
-    Mean error with its 95 % interval, and root mean square error, by the listeners' mean.
+    Draw the mean error with its 95 % interval, and the root mean square error, by the listeners' mean.
 
     Args:
-        bands (`Sequence`): Of `score_bands`.
+        bands (`Sequence`): As `score_bands` returns them.
     """
     names = [f"{band['low']} to {band['high']}\nn={band['N']}" for band in bands]
     names = [name if band["bias_interval"] else f"{name}\nno interval" for name, band in zip(names, bands, strict=True)]
@@ -194,12 +194,12 @@ def _shortened(name: str) -> str:
 
 def draw_groups(column: str, groups: Mapping[str, Mapping[str, Any]], evaluation: Mapping[str, Any]) -> Figure:
     """
-    SRCC and mean squared error of each group with their intervals, best SRCC on top, beside those of all pairs.
+    Draw SRCC and mean squared error of each group with their intervals, best SRCC on top, beside those of all pairs.
 
     Args:
-        column (`str`): What the pairs were grouped by.
-        groups (`Mapping`): Of each group, `metrics` and `intervals`; groups without them are left out.
-        evaluation (`Mapping`): What `evaluate_pairs` gave.
+        column (`str`): The column that the pairs were grouped by.
+        groups (`Mapping`): `metrics` and `intervals` of each group; groups without them are left out.
+        evaluation (`Mapping`): What `evaluate_pairs` returned.
     """
     measured = [(name, group) for name, group in groups.items() if group["metrics"]]
     measured.sort(key=lambda item: item[1]["metrics"]["SRCC"])
@@ -223,7 +223,7 @@ def draw_groups(column: str, groups: Mapping[str, Mapping[str, Any]], evaluation
 
 
 def _reliability(predictions: np.ndarray, references: np.ndarray) -> np.ndarray:
-    """Of equal shares of the pairs, mean prediction, mean reference, and half its 95 % interval: (3, num_shares)"""
+    """Returns, by equal shares of the pairs, mean prediction, mean reference and half its 95 % interval: (3, shares)"""
     shares = np.array_split(predictions.argsort(kind="stable"), max(1, min(RELIABILITY_BINS, len(predictions) // 2)))
     means = [(predictions[rows].mean(), references[rows].mean()) for rows in shares]
     margins = _margins([mean for _, mean in means], [mean_interval(references[rows]) for rows in shares])[0]
@@ -232,7 +232,7 @@ def _reliability(predictions: np.ndarray, references: np.ndarray) -> np.ndarray:
 
 def draw_reliability(calibration: ScoreCalibration, predictions: np.ndarray, references: np.ndarray) -> Figure:
     """
-    The map over the pairs it was fitted to, and the reliability diagram: does a score of 6 mean a mean rating of 6?
+    Draw the map over the pairs of its fit, and the reliability diagram: does a score of 6 mean a mean rating of 6?
 
     Args:
         calibration (`ScoreCalibration`): The map.

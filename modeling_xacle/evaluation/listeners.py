@@ -9,7 +9,7 @@ from .metrics import spearman
 
 
 def _rating_table(ratings: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.ndarray]:
-    """The ratings with NaN after the last of a pair, (P, K), and how many each pair has, (P,)."""
+    """Returns the ratings with NaN after the last of a pair, (P, K), and how many each pair has, (P,)."""
     num_ratings = np.array([len(pair) for pair in ratings])
     if len(num_ratings) < 2:
         raise ValueError(f"The ratings of at least 2 pairs are needed, got {len(num_ratings)}.")
@@ -24,7 +24,7 @@ def _rating_table(ratings: Sequence[Sequence[float]]) -> tuple[np.ndarray, np.nd
 
 
 def _split_half_srcc(table: np.ndarray, num_ratings: np.ndarray, generator: np.random.Generator) -> float:
-    """SRCC of the means of two random halves of each pair's ratings (P, K); of an odd number, one is left out."""
+    """Returns the SRCC of the means of two random halves of each pair's ratings (P, K), less one of an odd number."""
     keys = np.where(np.isnan(table), 2.0, generator.random(table.shape))
     shuffled = np.take_along_axis(table, keys.argsort(axis=1), axis=1)  # NaN stays after the last rating
     places, sizes = np.arange(table.shape[1]), (num_ratings // 2)[:, None]  # (K,), (P, 1)
@@ -35,23 +35,23 @@ def _split_half_srcc(table: np.ndarray, num_ratings: np.ndarray, generator: np.r
 
 def listeners_ceiling(ratings: Sequence[Sequence[float]], num_splits: int = 100, seed: int = 0) -> dict[str, float]:
     """
-    How well listeners agree, and the SRCC that a perfect predictor would reach against their means.
+    Measures how well listeners agree, and the SRCC that a perfect predictor would reach against their means.
 
     The listeners of each pair are split at random into halves of k // 2. From the SRCC of the halves' means, r, the
     reliability of the mean of all k listeners follows by Spearman and Brown (1910): 2 r / (1 + r) where k is even. A
     predictor of each pair's expected rating then reaches the square root of it (Spearman's correction for attenuation,
     1904).
 
-    The ceiling is an estimate. It assumes that what a rating differs by from the expected rating of its pair is
-    independent of the other ratings and alike in size for all pairs (what makes a listener mild or strict counts as
-    such noise), and it puts rank correlations where the two formulas have linear ones, which moves it by less than .01
+    The ceiling is an estimate. It assumes that the deviation of a rating from the expected rating of its pair is
+    independent of the other ratings and alike in size for all pairs (a listener's mildness or strictness counts as
+    such noise), and it uses rank correlations where the two formulas have linear ones, which moves it by less than .01
     for ratings near a normal distribution. Where pairs have different numbers of listeners, their average noise counts.
 
     Args:
         ratings (`Sequence[Sequence[float]]` of length `num_pairs`): The ratings of each pair, at least 2, in any unit
             and order. A table of shape `(num_pairs, num_listeners)` will do. Pairs may have different numbers.
         num_splits (`int`): Random splits over which the SRCC of the halves is averaged, at least 1.
-        seed (`int`): Of the splits.
+        seed (`int`): Seed of the splits.
 
     Returns:
         `dict[str, float]`: `within_pair_variance`, the variance of ratings about the mean of their pair (unbiased, in

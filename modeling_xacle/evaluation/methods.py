@@ -1,7 +1,7 @@
-"""Names that the command line offers, told without loading what they do."""
+"""Names of the methods that the command line offers, without loading the methods."""
 
 from typing import Literal
 
-# Of the map onto the listeners' scale, and of making one score of several.
+# Methods of the map onto the listeners' scale, and of combining several scores into one.
 CalibrationMethod = Literal["affine", "isotonic"]
 EnsembleMethod = Literal["mean", "zscore", "rank", "nnls", "svr"]

@@ -12,7 +12,7 @@ LARGEST_VALUE = 1e50
 
 
 def checked_columns(**columns: ArrayLike) -> list[np.ndarray]:
-    """The columns in float64, each of shape `(num_used,)`: rows with NaN in any column are gone from all."""
+    """Returns the columns in float64, each of shape `(num_used,)`, without the rows that have NaN in any column."""
     arrays = {name: np.asarray(values, dtype=np.float64) for name, values in columns.items()}
     for name, array in arrays.items():
         if array.ndim != 1:
@@ -33,12 +33,12 @@ def checked_columns(**columns: ArrayLike) -> list[np.ndarray]:
 
 
 def is_constant(values: np.ndarray) -> np.ndarray:
-    """(..., N) -> (...)"""
+    """Returns True where all values along the last axis are the same: (..., N) -> (...)"""
     return (values == values[..., :1]).all(axis=-1)
 
 
 def pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Correlation along the last axis, 0.0 where either side is constant: (..., N), (..., N) -> (...)"""
+    """Returns the correlation along the last axis, 0.0 where either side is constant: (..., N), (..., N) -> (...)"""
     # The mean of equal numbers may be rounded, so their variance may not be zero.
     constant = is_constant(x) | is_constant(y)
     x = x - x.mean(axis=-1, keepdims=True)
@@ -49,12 +49,12 @@ def pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> float:
-    """Pearson correlation of average ranks, 0.0 where either side is constant: (N,), (N,)"""
+    """Returns the Pearson correlation of average ranks, 0.0 where either side is constant: (N,), (N,)"""
     return float(pearson(rankdata(x), rankdata(y)))
 
 
 def kendall(x: np.ndarray, y: np.ndarray) -> float:
-    """Kendall's tau-b, 0.0 where either side is constant: (N,), (N,)"""
+    """Returns Kendall's tau-b, 0.0 where either side is constant: (N,), (N,)"""
     return 0.0 if is_constant(x) or is_constant(y) else float(kendalltau(x, y).statistic)
 
 
@@ -63,10 +63,10 @@ class Metric(NamedTuple):
     A metric of predictions against references.
 
     Fields:
-        of (callable): Of two columns `(N,)` without NaN, its value.
-        greater_is_better (`bool`): Which of two values is the better.
-        hub_name (`str`): What the Hub calls it.
-        is_official (`bool`): Whether the challenge's script gives it.
+        of (callable): Computes the metric of two columns `(N,)` without NaN.
+        greater_is_better (`bool`): True if the greater of two values is the better.
+        hub_name (`str`): The Hub's name of it.
+        is_official (`bool`): True if the challenge's script gives it.
     """
 
     of: Callable[[np.ndarray, np.ndarray], float]
@@ -81,18 +81,18 @@ METRICS = {
     "KTAU": Metric(kendall, True, "kendalltau", is_official=True),
     "MSE": Metric(lambda x, y: float(np.mean((x - y) ** 2)), False, "mse", is_official=True),
 }
-# What tables and pictures of groups show where there is room for two.
+# The metrics that tables and pictures of groups show where there is room for two.
 SHOWN_METRICS = ("SRCC", "MSE")
 
 
 def official_metrics(predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
-    """What `alignment_metrics` returns, of columns that were checked."""
+    """Returns the same as `alignment_metrics`, for columns that were checked."""
     return {**{name: metric.of(predictions, references) for name, metric in METRICS.items()}, "N": len(predictions)}
 
 
 def alignment_metrics(predictions: ArrayLike, references: ArrayLike) -> dict[str, float]:
     """
-    The metrics of the XACLE challenge, equal to `evaluate.py` of its 2026 baseline, in n log n time.
+    Returns the metrics of the XACLE challenge, equal to `evaluate.py` of its 2026 baseline, in n log n time.
 
     Args:
         predictions (array-like of shape `(num_pairs,)`): Predicted scores, in the unit of the references for MSE to

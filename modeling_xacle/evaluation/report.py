@@ -1,4 +1,4 @@
-"""An evaluation for people: the table in a terminal, and a folder with numbers, pictures and one HTML page."""
+"""Reports an evaluation to people: tables in a terminal, and a folder with numbers, pictures and one HTML page."""
 
 import base64
 import csv
@@ -24,7 +24,7 @@ REPORT_FILE = "report.html"
 METRICS_FILE = "metrics.json"
 OFFICIAL_FILE = "evaluation_result.csv"
 GROUPS_FILE = "groups.csv"
-# What an earlier report may have left, so that a new one replaces nothing else.
+# The files that an earlier report may have left: a new one replaces nothing else.
 OWN_FILES = re.compile(
     r"report\.html|metrics\.json|evaluation_result\.csv|groups\.csv|(scatter|residuals|bands|groups_\w+)\.(png|pdf)"
 )
@@ -52,7 +52,7 @@ def _interval(ends: Sequence[float] | None) -> str:
 
 
 def _metric_rows(measured: Mapping[str, Any]) -> list[list[str]]:
-    """A line for each metric with its interval, and N."""
+    """Returns a line for each metric with its interval, and for N."""
     rows = [[name, _number(measured["metrics"][name]), _interval(measured["intervals"][name])] for name in METRICS]
     return [*rows, ["N", str(measured["N"]), ""]]
 
@@ -62,7 +62,7 @@ def _interval_header(evaluation: Mapping[str, Any]) -> str:
 
 
 def _group_rows(evaluation: Mapping[str, Any], column: str) -> list[list[str]]:
-    """A line for each group: its N, SRCC and MSE with interval, and the SRCC of all other pairs."""
+    """Returns a line for each group: its N, SRCC and MSE with interval, and the SRCC of all other pairs."""
     rows = []
     for name, group in evaluation["groups"][column].items():
         metrics, intervals = group["metrics"] or {}, group["intervals"] or {}
@@ -79,7 +79,7 @@ def _group_header(evaluation: Mapping[str, Any], column: str) -> list[str]:
 
 
 def listeners_sentence(listeners: Mapping[str, Any]) -> str:
-    """What the listeners' agreement says about the best that can be reached."""
+    """Says what the listeners' agreement means for the best SRCC that can be reached."""
     share = listeners["share_of_ceiling"]
     reached = f"; this system reaches {share:.1%} of it".replace("%", " %") if share is not None else ""
     return (
@@ -90,7 +90,7 @@ def listeners_sentence(listeners: Mapping[str, Any]) -> str:
 
 
 def evaluation_text(evaluation: Mapping[str, Any]) -> str:
-    """The evaluation as tables for a terminal, under what was compared with what."""
+    """Returns the evaluation as tables for a terminal, below a line on what was compared with what."""
     columns = evaluation["columns"]
     parts = [
         f"{columns['prediction']} of {Path(evaluation['prediction']).name} against {columns['reference']} of "
@@ -105,7 +105,7 @@ def evaluation_text(evaluation: Mapping[str, Any]) -> str:
 
 
 def official_csv(metrics: Mapping[str, float]) -> str:
-    """`evaluation_result.csv`, byte for byte as the challenge's script writes it."""
+    """Returns `evaluation_result.csv`, byte for byte as the challenge's script writes it."""
     names = [name for name, metric in METRICS.items() if metric.is_official]
     return _csv_text([["metric", "value"], *([name, metrics[name]] for name in (*names, "N"))])
 
@@ -117,7 +117,7 @@ def _csv_text(rows: Sequence[Sequence[Any]]) -> str:
 
 
 def _groups_csv(evaluation: Mapping[str, Any]) -> str:
-    """Every metric of each group with its interval, and of all other pairs."""
+    """Returns, as CSV, every metric of each group with its interval, and of all other pairs."""
     header = ["column", "group", "N"]
     header += [f"{name}{end}" for name in METRICS for end in ("", "_low", "_high", "_without")]
     rows = []
@@ -147,7 +147,7 @@ def _data_uri(content: bytes, kind: str) -> str:
 
 
 def find_audio(row: Mapping[str, Any], table: str, audio_dir: str | Path | None) -> Path | None:
-    """The sound of a row: in `audio_dir`, or else where an absolute path points or beside the table, if it is there."""
+    """Finds a row's sound: in `audio_dir`, or else at an absolute path or beside the table; `None` if none exists."""
     name = next((str(row[column]) for column in AUDIO_COLUMNS if row.get(column)), None)
     if name is None:
         return None
@@ -157,7 +157,7 @@ def find_audio(row: Mapping[str, Any], table: str, audio_dir: str | Path | None)
 
 
 def _players(pairs: EvaluationPairs, places: Sequence[int], audio_dir: str | Path | None) -> Iterator[str]:
-    """A player for each pair, as the model hears it: mono, 16 kHz, the first 10 s; or why there is none."""
+    """Yields a player for each pair, as the model hears it: mono, 16 kHz, the first 10 s; or why there is none."""
     room = MAX_AUDIO_BYTES
     for place in places:
         path = find_audio(pairs.rows[place], pairs.reference, audio_dir)
@@ -177,7 +177,7 @@ def _players(pairs: EvaluationPairs, places: Sequence[int], audio_dir: str | Pat
 
 
 def _worst(pairs: EvaluationPairs, count: int, audio_dir: str | Path | None) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the pairs with the largest errors; with a column of players if there is any sound."""
+    """Returns header and rows of the pairs with the largest errors; with a column of players if there is any sound."""
     places = worst_pairs(pairs, count)
     players = list(_players(pairs, places, audio_dir))
     has_sound = any(isinstance(player, Markup) for player in players)
@@ -198,12 +198,12 @@ def html_report(
     num_worst: int = 20,
 ) -> str:
     """
-    One page that needs no other file: numbers, pictures, and the pairs with the largest errors.
+    Returns one page that needs no other file: numbers, pictures, and the pairs with the largest errors.
 
     Args:
         pairs (`EvaluationPairs`): What was evaluated.
-        evaluation (`Mapping`): What `evaluate_pairs` gave.
-        pictures (`Mapping[str, Picture]`): What `draw_all` gave.
+        evaluation (`Mapping`): What `evaluate_pairs` returned.
+        pictures (`Mapping[str, Picture]`): What `draw_all` returned.
         audio_dir (`str` or `Path`, *optional*): Where the sounds are, by default beside the reference table.
         num_worst (`int`): How many pairs with large errors to show.
     """
@@ -242,7 +242,7 @@ def _group_file(column: str) -> str:
 
 
 def draw_all(pairs: EvaluationPairs, evaluation: Mapping[str, Any]) -> dict[str, Picture]:
-    """The pictures by name."""
+    """Draw all pictures and return them by name."""
     figures = {
         "scatter": draw_scatter(pairs.predictions, pairs.references, evaluation),
         "residuals": draw_residuals(pairs.predictions, pairs.references),

@@ -11,12 +11,12 @@ from .metrics import METRICS, checked_columns, is_constant, official_metrics, pe
 
 # Numbers in one working array: 8 MiB of float64.
 CHUNK_ELEMENTS = 2**20
-# Differences are rounded to these decimals: an affine map of a system would move its LCC, by rounding errors alone.
+# Differences are rounded to these decimals: rounding errors alone would let an affine map of a system move its LCC.
 DIFFERENCE_DECIMALS = 12
 
 
 def mean_interval(values: np.ndarray) -> tuple[float, float] | None:
-    """The 95 % t interval of a mean of values `(N,)`; `None` of fewer than two."""
+    """Returns the 95 % t interval of the mean of values `(N,)`; `None` for fewer than two."""
     if len(values) < 2:
         return None
     margin = float(t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
@@ -25,12 +25,12 @@ def mean_interval(values: np.ndarray) -> tuple[float, float] | None:
 
 def resample_indices(num_pairs: int, num_resamples: int, seed: int) -> Iterator[np.ndarray]:
     """
-    The bootstrap's resamples, in chunks of bounded size: the same seed gives the same resamples, in the same order.
+    Yields the bootstrap's resamples, in chunks of bounded size: the same seed gives the same ones in the same order.
 
     Args:
         num_pairs (`int`): How many pairs there are to draw from, those with NaN not counted.
         num_resamples (`int`): How many resamples, over all chunks.
-        seed (`int`): Of the random generator.
+        seed (`int`): Seed of the random generator.
 
     Yields:
         `np.ndarray` of shape `(chunk_size, num_pairs)`: Row numbers in [0, num_pairs), drawn with replacement.
@@ -57,14 +57,14 @@ class _Column(NamedTuple):
 
 
 def _multiplicities(groups: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """How often each group is in each resample: groups of the rows (N,), row numbers (R, N) -> (R, G)"""
+    """Counts each group in each resample: groups of the rows (N,), row numbers (R, N) -> (R, G)"""
     num_resamples, num_groups = len(indices), groups.max() + 1
     cells = groups[indices] + num_groups * np.arange(num_resamples)[:, None]
     return np.bincount(cells.ravel(), minlength=num_resamples * num_groups).reshape(num_resamples, num_groups)
 
 
 def _resample(values: np.ndarray, groups: np.ndarray, indices: np.ndarray) -> _Column:
-    """A column (N,), with the place of each value among the distinct ones, in the resamples of the rows (R, N)."""
+    """Resamples a column (N,), given the place of each value among the distinct ones, by row numbers (R, N)."""
     counts = _multiplicities(groups, indices)  # (R, N) -> (R, G)
     # No resample is sorted: c equal values after m smaller ones have the ranks m + 1 to m + c.
     group_ranks = counts.cumsum(axis=1) - (counts - 1) / 2
@@ -76,7 +76,7 @@ def _resample(values: np.ndarray, groups: np.ndarray, indices: np.ndarray) -> _C
 
 def _concordance(x_groups: np.ndarray, y_groups: np.ndarray, multiplicities: np.ndarray) -> np.ndarray:
     """
-    Concordant less discordant pairs of each resample: groups of two columns (N,), multiplicities (R, N) -> (R,)
+    Counts concordant less discordant pairs of each resample: groups of two columns (N,), multiplicities (R, N) -> (R,)
 
     With S[i, j] = sign(x_i - x_j) sign(y_i - y_j) and the multiplicities w, it is w' S w / 2, one matrix product for
     all resamples. S is made block by block of its columns, above the diagonal. All numbers are halves of integers,
@@ -94,13 +94,13 @@ def _concordance(x_groups: np.ndarray, y_groups: np.ndarray, multiplicities: np.
 
 
 def _tau_b(concordance: np.ndarray, x: _Column, y: _Column) -> np.ndarray:
-    """Kendall's tau-b, 0.0 where either side is constant: (R,)"""
+    """Returns Kendall's tau-b, 0.0 where either side is constant: (R,)"""
     norms = np.sqrt(x.num_untied * y.num_untied)
     return np.clip(np.divide(concordance, norms, out=np.zeros_like(norms), where=norms > 0), -1.0, 1.0)
 
 
 def _resampled_metrics(columns: list[np.ndarray], num_resamples: int, seed: int) -> np.ndarray:
-    """`METRICS` of S systems against the last of the columns (S + 1, N), in each resample: (M, S, R)"""
+    """Returns `METRICS` of S systems against the last of the columns (S + 1, N), in each resample: (M, S, R)"""
     groups = [np.unique(column, return_inverse=True)[1] for column in columns]
     chunks = []
     for indices in resample_indices(len(columns[0]), num_resamples, seed):
@@ -123,7 +123,7 @@ def _resampled_metrics(columns: list[np.ndarray], num_resamples: int, seed: int)
 
 
 def _one_by_one(of: Callable[[np.ndarray, np.ndarray], float], x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """A metric of each row: (R, N), (R, N) -> (R,)"""
+    """Returns a metric of each row: (R, N), (R, N) -> (R,)"""
     return np.array([of(*columns) for columns in zip(x, y, strict=True)])
 
 
@@ -135,13 +135,13 @@ def _check_bootstrap(num_resamples: int, confidence: float) -> None:
 
 
 def _interval(samples: np.ndarray, confidence: float) -> tuple[float, float]:
-    """The middle share of the samples (R,)."""
+    """Returns the ends of the middle share of the samples (R,)."""
     low, high = np.quantile(samples, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 
 
 def _p_value(differences: np.ndarray) -> float:
-    """Two-sided, of the resampled differences (R,)."""
+    """Returns the two-sided p-value of the resampled differences (R,)."""
     share = min((differences <= 0).mean(), (differences >= 0).mean())
     return float(np.clip(2 * share, 1 / len(differences), 1.0))
 
@@ -169,10 +169,10 @@ def bootstrap_intervals(
     seed: int = 0,
 ) -> dict[str, tuple[float, float]]:
     """
-    Percentile bootstrap intervals of the metrics (Efron and Tibshirani, An Introduction to the Bootstrap, ch. 13).
+    Returns percentile bootstrap intervals of metrics (Efron and Tibshirani, An Introduction to the Bootstrap, ch. 13).
 
     Pairs are drawn with replacement; a metric of a resample is what `alignment_metrics` gives for it. The intervals
-    tell the uncertainty from the choice of pairs, not that from the choice of listeners. KTAU takes time
+    show the uncertainty from the choice of pairs, not that from the choice of listeners. KTAU takes time
     with the square of `num_pairs`, the others in proportion to it; memory stays at some 100 MB.
 
     Args:
@@ -180,7 +180,7 @@ def bootstrap_intervals(
         references (array-like of shape `(num_pairs,)`): As for `alignment_metrics`.
         num_resamples (`int`): How many resamples, at least 1.
         confidence (`float`): Share of the resamples within an interval, between 0 and 1.
-        seed (`int`): Of `resample_indices`.
+        seed (`int`): As for `resample_indices`.
 
     Returns:
         `dict[str, tuple[float, float]]`: Lower and upper end for `SRCC`, `LCC`, `KTAU` and `MSE`.
@@ -203,7 +203,7 @@ def paired_bootstrap(
     seed: int = 0,
 ) -> dict[str, PairedDifference]:
     """
-    Is system a better than system b? Both are measured on the same resamples, so what makes a resample easy cancels.
+    Tests whether system a is better than b. Both are measured on the same resamples, so what makes one easy cancels.
 
     Args:
         predictions_a (array-like of shape `(num_pairs,)`): Scores of system a, as for `alignment_metrics`.
@@ -212,7 +212,7 @@ def paired_bootstrap(
         references (array-like of shape `(num_pairs,)`): As for `alignment_metrics`.
         num_resamples (`int`): How many resamples, at least 1.
         confidence (`float`): Share of the resamples within an interval, between 0 and 1.
-        seed (`int`): Of `resample_indices`.
+        seed (`int`): As for `resample_indices`.
 
     Returns:
         `dict[str, PairedDifference]`: For `SRCC`, `LCC`, `KTAU` and `MSE`, the difference a - b, its interval, and
@@ -237,7 +237,7 @@ def paired_bootstrap(
 
 
 def _swap_signs(num_pairs: int, num_permutations: int, seed: int) -> Iterator[np.ndarray]:
-    """In chunks of bounded size, +1 where a pair keeps its two scores and -1 where they change places: (R, N)"""
+    """Yields, in chunks of bounded size, +1 where a pair keeps its two scores and -1 where they are swapped: (R, N)"""
     generator = np.random.default_rng(seed)
     chunk_size = max(1, CHUNK_ELEMENTS // num_pairs)
     for start in range(0, num_permutations, chunk_size):
@@ -246,13 +246,13 @@ def _swap_signs(num_pairs: int, num_permutations: int, seed: int) -> Iterator[np
 
 
 def _swapped_sums(signs: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Sums of two columns (N,), after swapping, for both: signs (R, N) -> (2, R)"""
+    """Returns the sums of two columns (N,), after swapping, for both: signs (R, N) -> (2, R)"""
     moved = signs @ ((a - b) / 2)
     return (a + b).sum() / 2 + np.stack([moved, -moved])
 
 
 def _swapped_pearson(signs: np.ndarray, a: np.ndarray, b: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Correlations with y (N,) of two standardised columns (N,), after swapping: signs (R, N) -> (2, R)"""
+    """Returns correlations with y (N,) of two standardised columns (N,), after swapping: signs (R, N) -> (2, R)"""
     y = _standardised(y)
     means, squares, products = (_swapped_sums(signs, u, v) / len(y) for u, v in ((a, b), (a**2, b**2), (a * y, b * y)))
     deviations = np.sqrt(np.clip(squares - means**2, 0.0, None))
@@ -260,7 +260,7 @@ def _swapped_pearson(signs: np.ndarray, a: np.ndarray, b: np.ndarray, y: np.ndar
 
 
 def _standardised(values: np.ndarray) -> np.ndarray:
-    """Mean 0 and variance 1; zeros where all values are the same: (N,) -> (N,)"""
+    """Returns values with mean 0 and variance 1; zeros if all values are the same: (N,) -> (N,)"""
     deviation = values.std()  # 0 also where the squares of differences are too small to be told from 0
     if is_constant(values) or deviation == 0:
         return np.zeros_like(values)
@@ -290,14 +290,14 @@ class _SwappedConcordance:
             self.quadratic[block] = aa - ab - ba + bb
 
     def __call__(self, signs: np.ndarray) -> np.ndarray:
-        """(R, N) -> (2, R)"""
+        """Returns the concordance of both columns: signs (R, N) -> (2, R)"""
         even = self.constant + ((signs.astype(np.float32) @ self.quadratic) * signs).sum(axis=1) / 8
         odd = signs @ self.linear
         return np.stack([even + odd, even - odd])
 
 
 def _swapped_untied(signs: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """How many pairs of rows differ in each of two columns (N,), after swapping: signs (R, N) -> (2, R)"""
+    """Counts the pairs of rows that differ in each of two columns (N,), after swapping: signs (R, N) -> (2, R)"""
     groups = np.unique(np.concatenate([a, b]), return_inverse=True)[1]
     num_rows, rows = len(a), np.arange(len(a))
     untied = []
@@ -315,8 +315,8 @@ def paired_permutation_test(
     seed: int = 0,
 ) -> dict[str, float]:
     """
-    Could the difference of two systems come from chance alone? If neither is better, the two scores of a pair may
-    change places; a difference is significant if few such swaps give one as large.
+    Tests whether the difference of two systems could come from chance alone. If neither is better, the two scores of a
+    pair may be swapped; a difference is significant if few such swaps give one as large.
 
     Systems on different scales could not be swapped as they are. So, as Deutsch et al. (2021, TACL 9, "A Statistical
     Analysis of Summarization Evaluation Metrics using Resampling Methods") do, standardised scores are swapped for LCC,
@@ -328,7 +328,7 @@ def paired_permutation_test(
         predictions_b (array-like of shape `(num_pairs,)`): Scores of system b for the same pairs.
         references (array-like of shape `(num_pairs,)`): As for `alignment_metrics`.
         num_permutations (`int`): How many random swaps, at least 1.
-        seed (`int`): Of the swaps.
+        seed (`int`): Seed of the swaps.
 
     Returns:
         `dict[str, float]`: For `SRCC`, `LCC`, `KTAU` and `MSE`, the two-sided p-value: the share of swaps, the one that
@@ -351,7 +351,7 @@ def paired_permutation_test(
 
 
 def _swapped_differences(a: np.ndarray, b: np.ndarray, y: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """For columns (N,), the function from signs (R, N) to the differences of `METRICS` after swapping, (M, R)."""
+    """Returns, for columns (N,), a function from signs (R, N) to differences of `METRICS` after swapping, (M, R)."""
     rank_a, rank_b, rank_y = rankdata(a), rankdata(b), rankdata(y)
     errors_a, errors_b = (a - y) ** 2, (b - y) ** 2
     concordance = _SwappedConcordance(rank_a, rank_b, rank_y)

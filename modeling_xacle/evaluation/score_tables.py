@@ -1,4 +1,4 @@
-"""Tables of scores: read with their keys, and joined so that each row of one meets its own row of the others."""
+"""Reads tables of scores with their keys, and joins them so that each row of one meets its own row of the others."""
 
 import math
 import os
@@ -34,7 +34,7 @@ class ScoreTable:
         key_columns (`tuple[str, ...]`): Columns that tell its rows apart.
         keys (`list[tuple[str, ...]]` of length N): Their values, sounds without a leading "/".
         scores (`np.ndarray` of shape `(N,)`): float64; NaN where the table has "nan", or an error as `status`.
-        rows (`list[dict[str, Any]]` of length N): All columns as read, of an embedded sound the path only.
+        rows (`list[dict[str, Any]]` of length N): All columns as read; of an embedded sound, only the path.
         score_column (`str`): The column of the scores.
     """
 
@@ -48,7 +48,7 @@ class ScoreTable:
 
 class MergedScores(NamedTuple):
     """
-    What the official script would compare.
+    The pairs that the official script would compare.
 
     Fields:
         scores (`np.ndarray` of shape `(2, M)`): Predictions and references.
@@ -132,7 +132,7 @@ def _default_key(columns: Sequence[str], rows: list[dict[str, Any]], path: str) 
 
 
 def _keys(rows: list[dict[str, Any]], columns: Sequence[str]) -> list[Key]:
-    """Values of the columns; names of sounds as the challenge's files need, some of which put a "/" before them."""
+    """Returns the values of the columns; sounds lose the "/" that some of the challenge's files put before them."""
     return [
         tuple(str(row[name]).lstrip("/") if name in AUDIO_COLUMNS else str(row[name]) for name in columns)
         for row in rows
@@ -141,8 +141,8 @@ def _keys(rows: list[dict[str, Any]], columns: Sequence[str]) -> list[Key]:
 
 def common_keys(tables: Sequence[ScoreTable]) -> list[list[Key]]:
     """
-    Keys of each table, of a kind that all have: its own where all agree on the columns, or else the sound, with the
-    caption where a sound has several.
+    Returns each table's keys, of a kind that all tables have: its own if all agree on the columns, or else the sound,
+    with the caption where a sound has several.
 
     Raises:
         ValueError: The tables are keyed by different columns, and not all have the sounds.
@@ -167,7 +167,7 @@ def _listed(keys: Sequence[Key]) -> str:
 
 
 def _problems(path: str, keys: list[Key], reference: ScoreTable, reference_keys: list[Key]) -> Iterator[str]:
-    """What keeps a table from having exactly the reference's keys, in words."""
+    """Describes missing, extra and duplicate keys relative to the reference."""
     own, wanted = Counter(keys), set(reference_keys)
     kinds = {
         "duplicate": [key for key, count in own.items() if count > 1],
@@ -187,9 +187,9 @@ def check_sides(
 
     Args:
         prediction (`ScoreTable`), reference (`ScoreTable`): The two sides.
-        scores (`np.ndarray` of shape `(2, N)`): Theirs, joined.
-        prediction_columns (`Sequence[str]`): Among which that of the predictions was looked for; one that was named
-            may hold the same numbers as the reference.
+        scores (`np.ndarray` of shape `(2, N)`): Their scores, joined.
+        prediction_columns (`Sequence[str]`): Columns among which the predictions were looked for; one that the user
+            named may hold the same numbers as the reference.
 
     Raises:
         ValueError: Both sides are one column of one table, or hold the same numbers.
@@ -207,7 +207,7 @@ def check_sides(
 
 def join_tables(tables: Sequence[ScoreTable]) -> np.ndarray:
     """
-    Scores of the same pairs in several tables, whatever the order of their rows.
+    Returns the scores of the same pairs in several tables, whatever the order of their rows.
 
     Args:
         tables (`Sequence[ScoreTable]`): At least one; the last is the reference, whose order is kept. Tables that were
@@ -217,7 +217,7 @@ def join_tables(tables: Sequence[ScoreTable]) -> np.ndarray:
         `np.ndarray` of shape `(num_tables, N)`: float64.
 
     Raises:
-        ValueError: A key is twice in a table, or not in all of them; the message lists up to 10 of each kind.
+        ValueError: A key occurs twice in a table, or is not in all of them; the message lists up to 10 of each kind.
     """
     *others, reference = tables
     *other_keys, reference_keys = common_keys(tables)
@@ -235,7 +235,7 @@ def join_tables(tables: Sequence[ScoreTable]) -> np.ndarray:
 
 def merge_as_official(prediction: ScoreTable, reference: ScoreTable) -> MergedScores:
     """
-    The inner merge of the challenge's `evaluate.py`: rows that only one side has vanish, and a key that a side has
+    Does the inner merge of the challenge's `evaluate.py`: rows that only one side has vanish, and a key that a side has
     more than once multiplies. Pairs are in the order of the prediction. Only the "/" before a name is forgiven here.
     """
     keys, reference_keys = common_keys([prediction, reference])
@@ -255,7 +255,7 @@ def merge_as_official(prediction: ScoreTable, reference: ScoreTable) -> MergedSc
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns under their names: the first to the left, the others to the right."""
+    """Returns columns under their names: the first aligned left, the others right."""
     table = [list(header), *map(list, rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = [

@@ -1,4 +1,4 @@
-"""Submissions to the challenge: tables of scores, checked, and packed with a description of each system into a ZIP."""
+"""Submissions to the challenge: checks tables of scores and packs them into a ZIP with a description of each system."""
 
 import csv
 import io
@@ -20,12 +20,12 @@ from ..data.tables import read_table
 
 NUM_TEST_CLIPS = 3000
 SYSTEM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-# What the description of a system says, and whether it is a list. All must be there; only the first list may be empty.
+# The fields of a system's description, and whether each is a list. All must be there; only `MAY_BE_EMPTY` may be empty.
 DESCRIPTION_FIELDS = {"name": False, "authors": True, "contact": False, "external_data": True, "models": True}
 MAY_BE_EMPTY = "external_data"
 # Problems of one kind that a message lists before it says only how many there are.
 PROBLEMS_LISTED = 10
-# The earliest that a ZIP can hold: the same scores give the same bytes on any day.
+# The earliest date that a ZIP can hold: the same scores give the same bytes on any day.
 ZIP_DATE = (1980, 1, 1, 0, 0, 0)
 UNIX, REGULAR_FILE = 3, 0o100644
 SHORT = reprlib.Repr()  # YAML may nest what it repeats, so that a value written out would fill the memory
@@ -48,8 +48,8 @@ class System:
 
 def check_description(description: Mapping[str, Any], source: str = "the description") -> dict[str, Any]:
     """
-    The description of a system with its fields in the order of `DESCRIPTION_FIELDS`; a single string in the place of a
-    list becomes one.
+    Returns the description of a system with its fields in the order of `DESCRIPTION_FIELDS`; a single string in place
+    of a list becomes one.
 
     Args:
         description (`Mapping`): `name` (letters, digits, ".", "_", "-"), `authors`, `contact`, `external_data` (may be
@@ -74,7 +74,7 @@ def check_description(description: Mapping[str, Any], source: str = "the descrip
 
 
 def _field_problems(name: str, value: Any, is_list: bool) -> list[str]:
-    """What is wrong with a field that is there."""
+    """Says what is wrong with a field that is there."""
     texts = value if is_list else [value]
     if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
         return [f"{name} must be {'a list of texts' if is_list else 'a text'}, got {SHORT.repr(value)}"]
@@ -87,7 +87,7 @@ def _field_problems(name: str, value: Any, is_list: bool) -> list[str]:
 
 def read_description(path: str | Path) -> dict[str, Any]:
     """
-    Fields of a YAML file that describes a system; `check_description` says which.
+    Reads the fields of a YAML file that describes a system; `check_description` says which.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -104,7 +104,7 @@ def read_description(path: str | Path) -> dict[str, Any]:
 
 def read_names(path: str | Path) -> list[str]:
     """
-    File names of a reference list, in its order, without a leading "/".
+    Reads the file names of a reference list, in its order, without a leading "/".
 
     Args:
         path (`str` or `Path`): A table with the column `wav_file_name`, such as the challenge's `test.csv`.
@@ -123,7 +123,7 @@ def read_names(path: str | Path) -> list[str]:
 
 def read_scores(path: str | Path, reference: Sequence[str] | None = None) -> tuple[dict[str, float], list[str]]:
     """
-    Scores of a system, checked.
+    Reads the scores of a system and checks them.
 
     Args:
         path (`str` or `Path`): A table with a column `wav_file_name` and one of `pred_score`, `prediction_score` and
@@ -135,7 +135,7 @@ def read_scores(path: str | Path, reference: Sequence[str] | None = None) -> tup
         0-10, and scores that are all the same.
 
     Raises:
-        ValueError: As for `read_table`; or clips are missing, too many or there twice, a name is not that of a WAV
+        ValueError: As for `read_table`; or clips are missing, unknown or repeated, a name is not that of a WAV
             file, or a score is not a finite number. The message lists all of it.
     """
     columns, rows = read_table(path)
@@ -165,7 +165,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _name_problems(names: list[str], reference: Sequence[str] | None) -> dict[str, list[str]]:
-    """File names that should not be there, by what is wrong with them."""
+    """Returns the file names that are wrong or missing, by what is wrong with them."""
     own, wanted = Counter(names), set(reference or [])
     problems = {"clips that occur more than once": [name for name, count in own.items() if count > 1]}
     if reference is None:
@@ -195,7 +195,7 @@ def _warnings(path: str | Path, scores: Mapping[str, float]) -> list[str]:
 
 
 def scores_csv(scores: Mapping[str, float]) -> bytes:
-    """The challenge's CSV file, with the header `wav_file_name,pred_score` and each score exactly as computed."""
+    """Returns the challenge's CSV, with the header `wav_file_name,pred_score` and each score exactly as computed."""
     file = io.StringIO(newline="")
     csv.writer(file, lineterminator="\n").writerows(
         [XACLE_COLUMNS, *((name, repr(score)) for name, score in scores.items())]
@@ -248,10 +248,10 @@ def describe_systems(
     options: Mapping[str, Any], names: Sequence[str], files: Sequence[str | Path], num_systems: int
 ) -> list[dict[str, Any]]:
     """
-    The checked description of each system of a submission.
+    Returns the checked description of each system of a submission.
 
     Args:
-        options (`Mapping[str, Any]`): Fields that all systems share; those that are `None` or empty are not given.
+        options (`Mapping[str, Any]`): Fields that all systems share; those that are `None` or empty count as not given.
         names (`Sequence[str]`): One for each system, or none where the files have them.
         files (`Sequence`): YAML files with the fields: one for all systems, one for each, or none.
         num_systems (`int`): How many there are.
@@ -288,8 +288,8 @@ def submit_tables(
     Check the scores of one or more systems and pack them.
 
     Args:
-        tables (`Sequence`): Tables of scores, one a system, as `read_scores` takes them.
-        descriptions (`Sequence[Mapping]`): As many, as `check_description` takes them.
+        tables (`Sequence`): Tables of scores, one per system, as `read_scores` takes them.
+        descriptions (`Sequence[Mapping]`): One per system, as `check_description` takes them.
         output (`str` or `Path`): The `.zip` file.
         reference (`str` or `Path`, *optional*): Table with the names of the clips; by default there must be 3,000.
 

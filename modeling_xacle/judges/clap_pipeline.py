@@ -56,6 +56,7 @@ class ZeroShotAlignmentPipeline(AudioTextAlignmentPipeline):
         sampling_rate: int | None = None,
         window_seconds: float | None = None,
         hop_seconds: float | None = None,
+        tokenized: list[tuple[Any, list[str]]] | None = None,
     ) -> dict[str, Any]:
         """
         Load one input.
@@ -69,7 +70,7 @@ class ZeroShotAlignmentPipeline(AudioTextAlignmentPipeline):
         """
         if window_seconds is not None or hop_seconds is not None:
             raise ValueError("A CLAP model hears all of a sound in its own windows; leave out the window options.")
-        item = super().preprocess(inputs, sampling_rate)
+        item = super().preprocess(inputs, sampling_rate, tokenized=tokenized)
         extractor = self.processor.feature_extractor
         waveform = item.pop("waveform")
         item["features"], item["weights"] = clip_features(extractor, waveform, extractor.sampling_rate)

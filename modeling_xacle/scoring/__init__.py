@@ -1,4 +1,4 @@
-"""Scores for pairs, tables and matrices of pairs, and what a model is."""
+"""Scoring: pairs, tables and matrices of pairs; what a model is, and whether this installation works."""
 
 from .. import room
 

@@ -10,14 +10,14 @@ ClipState = dict[str, Any]
 
 def clip_state(audio: Any) -> ClipState | None:
     """
-    Returns `path`, `size` in bytes, and `modified` and `changed` (the latter also by a new name) in nanoseconds; `None`
-    where there is no such file, or the sound is embedded in the table, whose own digest covers it.
+    Returns `path`, `size` in bytes, and `modified` and `changed` (which a new name changes too) in nanoseconds; `None`
+    if there is no such file, or the sound is embedded in the table, whose own digest covers it.
     """
     if not isinstance(audio, str):
         return None
     try:
         status = os.stat(audio)
-    except (OSError, ValueError):  # of a name that no file can have
+    except (OSError, ValueError):  # ValueError: no file can have this name
         return None
     times = {"modified": status.st_mtime_ns, "changed": status.st_ctime_ns}
     return {"path": audio, "size": status.st_size, **times}
@@ -28,8 +28,8 @@ def with_digest(state: ClipState | None, audio: Any) -> ClipState | None:
     Adds the `sha256` of a file that was just read.
 
     Args:
-        state (`dict`, *optional*): As [`clip_state`] gave it before the file was read.
-        audio: The sound, as there.
+        state (`dict`, *optional*): What [`clip_state`] returned before the file was read.
+        audio: The sound that was given to [`clip_state`].
 
     Raises:
         OSError: The file is no longer the one that was read.
@@ -45,8 +45,8 @@ def is_unchanged(state: ClipState, verify: bool = False) -> bool:
     Returns True if the file holds what it held when it was scored.
 
     Args:
-        state (`dict`): As [`with_digest`] gave it.
-        verify (`bool`): Compare the content also where size and times are the same.
+        state (`dict`): As [`with_digest`] returned it.
+        verify (`bool`): Compare the content even where size and times are the same.
     """
     now = clip_state(state["path"])
     if now is None or now["size"] != state["size"]:

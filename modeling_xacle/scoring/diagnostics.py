@@ -1,4 +1,4 @@
-"""What a model is (`xacle info`), and whether this installation works (`xacle doctor`)."""
+"""Describes a model (`xacle info`) and checks this installation (`xacle doctor`)."""
 
 import json
 import os
@@ -31,7 +31,7 @@ logger = logging.get_logger(__name__)
 
 BUNDLED_MODEL = Path(__file__).parents[1] / "checkpoints" / "xacle-tiny"
 EXPECTED_FILE = "doctor.json"
-# On the 0-10 scale. Processors differ by some 1e-5, those that compute in bfloat16 by more; a mistake is off by points.
+# On the 0-10 scale. Processors differ by some 1e-5, in bfloat16 by more; after a mistake, scores are off by points.
 TOLERANCES = {"float32": 1e-3, "bfloat16": 0.25}
 GIGABYTE = 2**30
 
@@ -41,21 +41,21 @@ GIGABYTE = 2**30
 
 def model_info(name: str, revision: str | None = None) -> dict[str, Any]:
     """
-    What can be told of a model from its folder.
+    Returns what a model's folder says about it.
 
     Args:
         name (`str`): Folder or Hub id.
         revision (`str`, *optional*): Revision of a Hub id.
 
     Returns:
-        As JSON has it: `model`, `revision` (the commit on the Hub), `architecture`, `parameters` of each part, `dtype`
+        Ready for JSON: `model`, `revision` (the commit on the Hub), `architecture`, `parameters` of each part, `dtype`
         of the weights, `training_stage`, `calibration`, `input` (what a clip and a caption become), `parts` (source and
-        licence of what it was built from), `card` (licence, base model and data, as the card tells), `metrics` of the
-        card's model index, and the `signature` that `xacle score --signature` gives scores, if told nothing else.
+        licence of what it was built from), `card` (licence, base model and data, as the card says), `metrics` of the
+        card's model index, and the `signature` that `xacle score --signature` gives scores by default.
 
     Raises:
         OSError: There is no such model, or it has no processor.
-        ValueError: A model of another kind, or a broken card.
+        ValueError: The model is of another kind, or its card is broken.
     """
     config = load_part(AutoConfig, name, revision)
     if not isinstance(config, XacleConfig):
@@ -88,7 +88,7 @@ def model_info(name: str, revision: str | None = None) -> dict[str, Any]:
 
 
 def describe_architecture(config: XacleConfig) -> str:
-    """Kind and size of each part, in one line."""
+    """Returns the kind and size of each part, in one line."""
     audio, text = config.audio_config, config.text_config
     return (
         f"BEATs {audio.num_hidden_layers} x {audio.hidden_size} -> SwiGLU projector "
@@ -98,7 +98,7 @@ def describe_architecture(config: XacleConfig) -> str:
 
 
 def count_parameters(model: XacleModel) -> dict[str, int]:
-    """Numbers of weights, by part and in all; tied ones count where they come first."""
+    """Returns the number of weights of each part and in total; tied weights count where they come first."""
     parts: Counter[str] = Counter()
     for name, weight in model.named_parameters():
         parts[name.split(".")[0]] += weight.numel()
@@ -106,17 +106,17 @@ def count_parameters(model: XacleModel) -> dict[str, int]:
 
 
 def describe_stage(stage: int) -> str:
-    """The last training stage in words."""
+    """Returns the last training stage in words."""
     return f"{stage}: {STAGES[stage]}" if stage in STAGES else f"{stage}: none, the score head is random"
 
 
 def describe_card(card: ModelCardData | None) -> dict[str, Any] | None:
-    """What a card tells of licence and origin; `None` without a card."""
+    """Returns a card's licence, base model and data; `None` without a card."""
     return card and {name: getattr(card, name) for name in ("license", "base_model", "datasets")}
 
 
 def card_metrics(card: ModelCardData | None) -> list[dict[str, Any]]:
-    """`metric`, `value`, `interval` (95 %, or `None`), `dataset` and `split` of each entry of a card's model index."""
+    """Returns `metric`, `value`, `interval` (95 %, or `None`), `dataset` and `split` of each of a card's metrics."""
     return [
         {
             "metric": result.metric_name or result.metric_type,
@@ -130,7 +130,7 @@ def card_metrics(card: ModelCardData | None) -> list[dict[str, Any]]:
 
 
 def info_lines(info: Mapping[str, Any]) -> Iterator[str]:
-    """What `model_info` gives, for people to read."""
+    """Yields the result of `model_info` as lines for people."""
     for name in ("model", "revision", "architecture", "dtype", "training_stage"):
         if info[name] is not None:
             yield f"{name.replace('_', ' ')}: {info[name]}"
@@ -149,7 +149,7 @@ def info_lines(info: Mapping[str, Any]) -> Iterator[str]:
 
 
 def card_lines(info: Mapping[str, Any]) -> Iterator[str]:
-    """What the card tells, for people to read."""
+    """Yields what the card says as lines for people."""
     if info["card"] is None:
         yield "card: none"
         return
@@ -166,19 +166,19 @@ def card_lines(info: Mapping[str, Any]) -> Iterator[str]:
 
 
 def noise(num_samples: int) -> np.ndarray:
-    """Numbers in [-1, 1) of shape `(num_samples,)` that look random and are the same everywhere: hashed indices."""
+    """Returns hashed indices `(num_samples,)` in [-1, 1): they look random and are the same everywhere."""
     values = np.arange(num_samples, dtype=np.uint32) * np.uint32(2654435761)
     values = (values ^ (values >> np.uint32(15))) * np.uint32(2246822519)
     return (values ^ (values >> np.uint32(13))) / 2.0**31 - 1
 
 
 def sine(frequency: float, num_samples: int, sampling_rate: int) -> np.ndarray:
-    """A tone of shape `(num_samples,)` in [-1, 1]."""
+    """Returns a tone of shape `(num_samples,)` in [-1, 1]."""
     return np.sin(2 * np.pi * frequency * np.arange(num_samples) / sampling_rate)
 
 
 def self_check_inputs() -> list[dict[str, Any]]:
-    """Three clips made in code with a caption each: one is padded, one fits, one is resampled, mixed down and cut."""
+    """Returns three made clips with a caption each: one is padded, one fits, one is resampled, mixed down and cut."""
     short = 0.4 * sine(440, 48_000, 16_000) + 0.02 * noise(48_000)
     whole = 0.3 * noise(160_000)
     left = 0.3 * sine(1_000, 529_200, 44_100) + 0.05 * noise(529_200)
@@ -194,15 +194,15 @@ def self_check_inputs() -> list[dict[str, Any]]:
 
 
 def self_check_scores(folder: Path, dtype: str, device: str) -> list[float]:
-    """Scores of [`self_check_inputs`] by a model, loaded in a dtype on a device."""
+    """Returns the scores of [`self_check_inputs`] by a model that is loaded in a dtype on a device."""
     align = pipeline("audio-text-alignment", model=str(folder), dtype=dtype, device=device)
     return [round(align(pair)["score"], 6) for pair in self_check_inputs()]
 
 
 def write_expected(folder: Path = BUNDLED_MODEL) -> Path:
     """
-    Write the scores that the self-check expects, in each dtype, beside a model: to be called whenever the bundled model
-    is replaced. They are computed on the CPU.
+    Write the scores that the self-check expects, in each dtype, beside a model. Call it whenever the bundled model is
+    replaced. The scores are computed on the CPU.
 
     Returns:
         The file.
@@ -215,11 +215,11 @@ def write_expected(folder: Path = BUNDLED_MODEL) -> Path:
 
 def self_check(folder: Path = BUNDLED_MODEL) -> list[dict[str, Any]]:
     """
-    Compare the scores of three clips with those expected: in float32 on the CPU, and in bfloat16 where a GPU computes
-    in it.
+    Compare the scores of three clips with those expected: in float32 on the CPU, and in bfloat16 where a GPU supports
+    it.
 
     Returns:
-        For each dtype `dtype`, `device`, `scores`, `expected`, and `problem` ("" if they agree).
+        One dict per dtype: `dtype`, `device`, `scores`, `expected`, and `problem` ("" if they agree).
     """
     expected = json.loads((folder / EXPECTED_FILE).read_text(encoding="utf-8"))
     places = {"float32": "cpu"}
@@ -229,7 +229,7 @@ def self_check(folder: Path = BUNDLED_MODEL) -> list[dict[str, Any]]:
 
 
 def check_dtype(folder: Path, dtype: str, device: str, expected: list[float]) -> dict[str, Any]:
-    """The result of one dtype; whatever goes wrong is a finding here, not an end."""
+    """Returns the result for one dtype; an error becomes its `problem` and does not end the check."""
     scores: list[float] = []
     try:
         scores = self_check_scores(folder, dtype, device)
@@ -242,13 +242,13 @@ def check_dtype(folder: Path, dtype: str, device: str, expected: list[float]) ->
 
 
 def required_packages() -> list[str]:
-    """Names of the packages that this one needs, extras aside, as its installation tells them."""
+    """Returns the names of the packages that this one needs, without extras, from its installed metadata."""
     requirements = map(Requirement, requires("modeling-xacle") or ())
     return [needed.name for needed in requirements if needed.marker is None or needed.marker.evaluate({"extra": ""})]
 
 
 def package_versions() -> dict[str, str]:
-    """Version of each package that this one needs, or `missing`; where this one runs uninstalled, it is missing."""
+    """Returns the version of each needed package, or `missing`; where this one runs uninstalled, it is missing."""
     found = {}
     try:
         names = required_packages()
@@ -263,7 +263,7 @@ def package_versions() -> dict[str, str]:
 
 
 def devices() -> list[str]:
-    """What models can run on, in words."""
+    """Describes the devices that models can run on."""
     found = [
         f"cpu: {os.cpu_count()} cores, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
     ]
@@ -274,7 +274,7 @@ def devices() -> list[str]:
 
 
 def diagnose() -> dict[str, Any]:
-    """Versions, devices and the self-check, as JSON has them; `healthy` says whether all is well."""
+    """Returns versions, devices and the self-check, ready for JSON; `healthy` says whether all is well."""
     packages, checks, torchaudio = package_versions(), self_check(), torchaudio_problem()
     problems = [torchaudio, *(check["problem"] for check in checks)]
     return {
@@ -293,7 +293,7 @@ def diagnose() -> dict[str, Any]:
 
 
 def report_lines(report: Mapping[str, Any]) -> Iterator[str]:
-    """What `diagnose` gives, as a block to paste into a bug report."""
+    """Yields the result of `diagnose` as a block to paste into a bug report."""
     yield "```text"
     for name in ("modeling-xacle", "python", "platform", "libsndfile", "audio_engine", "cuda"):
         yield f"{name.replace('_', ' ')} {report[name]}"

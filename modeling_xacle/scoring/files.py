@@ -1,7 +1,7 @@
 """
-The files of a scoring run: results as they come, in a folder beside the output; at the end the output, in the order of
-the input, what it was made with, and the records of its rows. Killed at any time and started again, the run ends in the
-same bytes; started again when clips have changed, it scores these anew.
+Writes the files of a scoring run: results as they come, in a folder beside the output; at the end the output, in the
+order of the input, what it was made with, and the records of its rows. A run that was killed at any time and is started
+again ends in the same bytes; if clips have changed since, it scores these again.
 """
 
 import heapq
@@ -22,13 +22,13 @@ logger = logging.get_logger(__name__)
 
 STATUSES = ("ok", "padded", "cut", "windowed", "error")
 SETTINGS = "settings.json"
-# Results of earlier runs of the same command; those of this run are in a file for each process.
+# Results of earlier runs of the same command; in this run, each process writes a file of its own.
 EARLIER = "earlier.jsonl"
-# What has to be the same for a run to be continued; the rest of the sidecar is for the reader.
+# Must be the same for a run to be continued; the rest of the sidecar is for the reader.
 COMPARED = ("scorer", "table", "columns")
 
 Record = dict[str, Any]
-# Names and types of what a record holds at least, and of the state of its clip.
+# Names and types of the fields that every record has, and of those of its clip's state.
 RECORD = {"block": int, "row": int, "status": str}
 CLIP_STATE = {"path": str, "size": int, "sha256": str}
 
@@ -45,11 +45,11 @@ def is_failure(record: Record) -> bool:
 
 def read_records(paths: Iterable[Path]) -> Iterator[tuple[int, dict[int, Record]]]:
     """
-    Results of several files, of one block of the table after the other. In each file blocks come in order; of a row
-    that several files have, the last file's result counts.
+    Merges the results of several files, block by block of the table. In each file, blocks come in order; if several
+    files have a row, the last file's result counts.
 
     Yields:
-        The number of the block, and its results by the number of the row.
+        The number of a block, and its results by row number.
     """
     streams = [_lines(path) for path in paths]
     merged = heapq.merge(*streams, key=lambda record: record["block"])
@@ -58,7 +58,7 @@ def read_records(paths: Iterable[Path]) -> Iterator[tuple[int, dict[int, Record]
 
 
 def _lines(path: Path) -> Iterator[Record]:
-    """Records of a file, without a last line that a killed process left half-written."""
+    """Yields the records of a file, without a last line that a killed process left half-written."""
     with open(path, encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):
             if line.endswith("\n"):
@@ -70,10 +70,10 @@ def _lines(path: Path) -> Iterator[Record]:
 
 def _sound(content: Any, path: Path, /, **types: type) -> dict[str, Any]:
     """
-    The content of a file of an earlier run.
+    Returns the content of an earlier run's file if it is sound.
 
     Raises:
-        ValueError: It is no JSON object, or has not all of some names with values of their types.
+        ValueError: It is no JSON object, or a name is missing or its value of another type.
     """
     if not isinstance(content, dict) or not all(isinstance(content.get(name), kind) for name, kind in types.items()):
         raise ValueError(f"{path}: is damaged; begin anew with --restart.")
@@ -81,14 +81,14 @@ def _sound(content: Any, path: Path, /, **types: type) -> dict[str, Any]:
 
 
 class RecordReader:
-    """Results of blocks that are asked for in ascending order; of one block at a time in memory."""
+    """Reads the results of blocks, which are asked for in ascending order; one block is in memory at a time."""
 
     def __init__(self, paths: Iterable[Path]):
         self._blocks = read_records(paths)
         self._next = next(self._blocks, None)
 
     def block(self, number: int) -> dict[int, Record]:
-        """The results that there are of a block."""
+        """Returns a block's results by row number; an empty dict if there are none."""
         while self._next is not None and self._next[0] < number:
             self._next = next(self._blocks, None)
         return self._next[1] if self._next is not None and self._next[0] == number else {}
@@ -100,11 +100,11 @@ class ScoringFiles:
 
     Args:
         output (`Path`): CSV, TSV, JSON lines or Parquet file to write, by its suffix.
-        description (mapping): What the sidecar will say; of it `COMPARED` must be the same for a run to be continued.
+        description (mapping): The sidecar's content; its `COMPARED` parts must be the same for a run to be continued.
         verify (`bool`): Compare the contents of clips that were scored earlier even where size and times are the same.
 
     Raises:
-        ValueError: Another kind of file.
+        ValueError: The output is of another kind.
     """
 
     def __init__(self, output: str | Path, description: Mapping[str, Any], verify: bool = False):
@@ -119,10 +119,10 @@ class ScoringFiles:
 
     def is_finished(self) -> bool:
         """
-        Returns True if the output is complete and as it was written, of the same input and settings, and no clip has
+        Returns True if the output is complete and as it was written, has the same input and settings, and no clip has
         changed since.
         """
-        shutil.rmtree(self._done, ignore_errors=True)  # of a run that was killed in its last moment
+        shutil.rmtree(self._done, ignore_errors=True)  # left by a run that was killed in its last moment
         if self.work.exists() or not all(file.is_file() for file in (self.output, self.sidecar, self.records)):
             return False
         written = _sound(read_json(self.sidecar), self.sidecar, output_sha256=str, rows=dict)
@@ -144,28 +144,28 @@ class ScoringFiles:
         return not self._looked_at[key]
 
     def counts(self) -> dict[str, int]:
-        """The number of rows of each status, of an output that is complete."""
+        """Returns the number of rows of each status in a complete output."""
         return read_json(self.sidecar)["rows"]
 
     def open(self, restart: bool = False) -> None:
         """
-        Make the work folder, or gather in it what earlier runs have left.
+        Make the work folder, and gather in it what earlier runs have left.
 
         Raises:
-            ValueError: There is an output that this command did not write, or one of other input or settings.
+            ValueError: The output exists and is not from this command, or is of another input or other settings.
         """
         if not restart:
             self._check()
         if self.work.exists() and (restart or not (self.work / SETTINGS).is_file()):
             self._remove_work()  # an earlier output stays until it is replaced
         if restart or not self.sidecar.is_file():
-            self.records.unlink(missing_ok=True)  # nothing says what settings they are of
+            self.records.unlink(missing_ok=True)  # nothing says which settings gave them
         self.work.mkdir(parents=True, exist_ok=True)
         write_json(self.work / SETTINGS, self.description)
         self._gather()
 
     def _gather(self) -> None:
-        """Put all earlier records into one file; those of clips that have changed become failures, tried again."""
+        """Put all earlier records into one file; those of changed clips become failures, which are tried again."""
         parts, earlier = sorted(self.work.glob("process-*.jsonl")), self.work / EARLIER
         stale: set[str] = set()
         with whole_file(earlier) as partial, open(partial, "w", encoding="utf-8") as file:
@@ -207,11 +207,11 @@ class ScoringFiles:
             )
 
     def earlier(self) -> RecordReader:
-        """Results of earlier runs."""
+        """Returns a reader of earlier runs' results."""
         return RecordReader([self.work / EARLIER])
 
     def append_to(self, process_index: int) -> TextIO:
-        """The file to which a process adds its results."""
+        """Opens the file to which a process adds its results."""
         return open(self.work / f"process-{process_index:05d}.jsonl", "a", encoding="utf-8")
 
     def finish(
@@ -225,8 +225,8 @@ class ScoringFiles:
 
         Args:
             blocks (iterable): Number, line and columns of all rows of the table, in its order, block by block.
-            columns (`list[str]`): Of the output.
-            to_row (callable): Makes a row of the output of one of the table and its result.
+            columns (`list[str]`): The output's columns.
+            to_row (callable): Makes a row of the output from one of the table and its result.
         """
         counts = dict.fromkeys(STATUSES, 0)
         records = RecordReader([self.work / EARLIER, *sorted(self.work.glob("process-*.jsonl"))])
@@ -247,19 +247,19 @@ class ScoringFiles:
         self._remove_work()
 
     def _remove_work(self) -> None:
-        """Remove the work folder, whole or not: one of which a part is gone would be taken for a run to continue."""
+        """Remove the work folder, renamed first: one that is partly gone would be taken for a run to continue."""
         shutil.rmtree(self._done, ignore_errors=True)
         self.work.rename(self._done)
         shutil.rmtree(self._done)
 
 
 def as_line(record: Record) -> str:
-    """One line of a work file."""
+    """Returns a record as a line of a work file."""
     return json.dumps(record) + "\n"
 
 
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Names of compared settings that differ."""
+    """Returns the names of compared settings that differ."""
     names = []
     for group in COMPARED:
         old, new = before.get(group), json.loads(json.dumps(after[group]))

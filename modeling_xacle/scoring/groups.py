@@ -1,4 +1,4 @@
-"""From rows to records: clips are grouped, loaded, put through the model, and each row gets a score or a reason."""
+"""Turns rows into records: groups and loads clips, runs the model, and gives each row a score or a reason for none."""
 
 import copy
 import math
@@ -22,13 +22,13 @@ logger = logging.get_logger(__name__)
 
 # What the loader and the processor raise for an input that cannot be scored, or that takes more memory than there is.
 ROW_ERRORS = (ValueError, TypeError, OSError, MemoryError, RuntimeError)
-# Clips, and about as many rows, that are loaded, scored and written together: a killed run loses no more.
+# Most clips, and about the most rows, to load, score and write together: a killed run loses no more.
 CLIPS_PER_GROUP = 32
 ROWS_PER_GROUP = 256
-# With windows the whole of each sound is in memory, be it an hour.
+# With windows, the whole of each sound is in memory, even if it lasts an hour.
 WINDOWED_CLIPS_PER_GROUP = 8
-# Larger batches gain nothing on a CPU. On an accelerator: an estimate for the published size in fp32, of which the
-# encoder's attention bias is most.
+# Larger batches gain nothing on a CPU. The bytes are an estimate for an accelerator and the published size in fp32;
+# most of them are the encoder's attention bias.
 CPU_BATCH_SIZE = 8
 BYTES_PER_PAIR = 2**26
 SCORE_DIGITS = 6
@@ -41,7 +41,7 @@ class PassSize:
 
     Args:
         device (`torch.device`): Asked for its free memory if no size is given.
-        batch_size (`int`, *optional*): By default found out.
+        batch_size (`int`, *optional*): By default, as [`starting_batch_size`] says.
     """
 
     def __init__(self, device: torch.device, batch_size: int | None = None):
@@ -49,7 +49,7 @@ class PassSize:
         self.size = batch_size or starting_batch_size(device)
 
     def forward(self, align: AudioTextAlignmentPipeline, items: list[dict[str, Any]]) -> list[torch.Tensor]:
-        """Scores, of shape `(num_windows, num_captions)`, of each of some preprocessed inputs."""
+        """Returns the scores of each preprocessed input, of shape `(num_windows, num_captions)`."""
         while True:
             try:
                 return align.forward(items, pass_size=self.size) if items else []
@@ -64,7 +64,7 @@ class PassSize:
 
 
 def starting_batch_size(device: torch.device) -> int:
-    """A batch that should fit into the free memory of a device."""
+    """Returns a batch size that should fit into the free memory of a device."""
     if device.type == "cuda":
         free = torch.cuda.mem_get_info(device)[0]
     elif device.type == "mps":
@@ -76,58 +76,60 @@ def starting_batch_size(device: torch.device) -> int:
 
 class ClipLoader(Dataset):
     """
-    Loads clips for a scorer; for a `DataLoader`, whose worker processes get all but the model. Computes spectrograms,
-    too, unless an accelerator is there to do it.
+    Loads clips for a scorer in a `DataLoader`, whose worker processes get all but the model. It also computes
+    spectrograms, unless an accelerator is there to do so.
 
-    A clip comes back without its sound, but with the state of its file, with its preprocessed input (`None` if nothing
-    of it can be scored) and for each of its rows the reason why that cannot be scored, or `None`.
+    A clip comes back without its sound, but with the state of its file, its preprocessed input (`None` if nothing of it
+    can be scored) and, for each of its rows, the reason why the row cannot be scored, or `None`.
     """
 
     def __init__(self, align: AudioTextAlignmentPipeline, call_arguments: dict[str, Any]):
         self.align, self.call_arguments = copy.copy(align), call_arguments
         self.align.model = self.align.teacher = None
-        # Those of the windows of long sounds would fill the memory.
+        # Spectrograms of all windows of long sounds would fill the memory.
         self.makes_spectrograms = align.device.type == "cpu" and not any(call_arguments.values())
 
     def __getitem__(self, place: tuple[int, Clip]) -> tuple[int, Clip, dict[str, Any] | None, list[str | None]]:
         block, clip = place
-        reasons = [self._caption_problem(row.caption) for row in clip.rows]
+        tokenized, reasons = zip(*(self._tokenize(row.caption) for row in clip.rows), strict=True)
         captions = [row.caption for row, reason in zip(clip.rows, reasons, strict=True) if reason is None]
+        tokenized = [found for found in tokenized if found is not None]
         item, state = None, clip_state(clip.audio)
         try:
             if clip.audio is None:
                 raise ValueError("The row names no sound.")
             if captions:
-                item = self.align.preprocess({"audio": clip.audio, "text": captions}, **self.call_arguments)
+                pair = {"audio": clip.audio, "text": captions}
+                item = self.align.preprocess(pair, tokenized=tokenized, **self.call_arguments)
                 if self.makes_spectrograms:
                     item = self.align.with_spectrograms(item)
                 state = with_digest(state, clip.audio)
         except ROW_ERRORS as error:
             item, reasons = None, [reason or one_line(error) for reason in reasons]
-        return block, replace(clip, audio=None, state=state), item, reasons
+        return block, replace(clip, audio=None, state=state), item, list(reasons)
 
-    def _caption_problem(self, caption: Any) -> str | None:
+    def _tokenize(self, caption: Any) -> tuple[tuple[Any, list[str]] | None, str | None]:
+        """Returns what the scorer makes of a caption, or `None` and the reason why it cannot be scored."""
         try:
-            self.align.tokenize(caption)
+            return self.align.tokenize(caption), None
         except ROW_ERRORS as error:
-            return one_line(error)
-        return None
+            return None, one_line(error)
 
 
 def one_line(error: Exception) -> str:
-    """The message of an error, as a cell of a table can hold it."""
+    """Returns an error's message in one line, as a cell of a table can hold it."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def status_of(notes: list[str]) -> str:
-    """`cut` if something of sound or caption was not heard; else `windowed`, `padded` or `ok`."""
+    """Returns `cut` if part of the sound or caption was not used; else `windowed`, `padded` or `ok`."""
     if any("cut:" in note for note in notes):
         return "cut"
     return next((word for word in ("windowed", "padded") if any(note.startswith(word) for note in notes)), "ok")
 
 
 def success(result: dict[str, Any]) -> Record:
-    """The record of a pair from what the pipeline gives for it."""
+    """Returns the record of a pair from the pipeline's result for it."""
     if not math.isfinite(result["score"]):
         return failure(NOT_FINITE)
     notes = result.get("notes", [])
@@ -138,10 +140,10 @@ def success(result: dict[str, Any]) -> Record:
 
 def check_finite(results: Iterable[Mapping[str, Any]], audio: str) -> None:
     """
-    Refuse scores that are no numbers.
+    Refuse scores that are not finite.
 
     Args:
-        results (iterable of `dict`): The pipeline's, of the captions of a sound.
+        results (iterable of `dict`): The pipeline's results for the captions of a sound.
         audio (`str`): The sound's name.
 
     Raises:
@@ -153,7 +155,7 @@ def check_finite(results: Iterable[Mapping[str, Any]], audio: str) -> None:
 
 
 def groups_of(clips: list[Clip], max_clips: int = CLIPS_PER_GROUP) -> Iterator[list[Clip]]:
-    """Clips to be scored together. They depend on the table alone: so do, to the last bit, their scores."""
+    """Yields clips to be scored together. They depend on the table alone, and so do, to the last bit, their scores."""
     group: list[Clip] = []
     for clip in clips:
         group.append(clip)
@@ -165,7 +167,7 @@ def groups_of(clips: list[Clip], max_clips: int = CLIPS_PER_GROUP) -> Iterator[l
 
 
 def failed_only(group: list[Clip], failed: set[int]) -> list[Clip]:
-    """The clips of a group with no other rows than those that failed."""
+    """Returns the clips of a group with only those rows that failed."""
     kept = [Clip(clip.audio, [row for row in clip.rows if row.number in failed]) for clip in group]
     return [clip for clip in kept if clip.rows]
 
@@ -174,8 +176,8 @@ def pending_groups(
     pairs: PairSource, earlier: RecordReader, max_clips: int, state: PartialState, bar: tqdm
 ) -> Iterator[list[tuple[int, Clip]]]:
     """
-    This process's share of what is still to be scored, with the numbers of the blocks: groups of which any row has no
-    result, as they were; of the others, rows that failed.
+    Yields this process's share of what is still to be scored, with the numbers of the blocks: whole groups if any of
+    their rows has no result; of the other groups, the rows that failed.
     """
     count = 0
     for number, block in enumerate(pairs.blocks()):
@@ -198,7 +200,7 @@ def group_records(
     pass_size: PassSize,
     windows: bool,
 ) -> Iterator[tuple[int, Record]]:
-    """Line in the table and result of each row of the clips that a [`ClipLoader`] gave."""
+    """Yields `(line, record)` for every row of the clips loaded by [`ClipLoader`]."""
     scores = iter(pass_size.forward(align, [item for _, _, item, _ in loaded if item is not None]))
     for block, clip, item, reasons in loaded:
         results = iter(())

@@ -1,4 +1,4 @@
-"""How a table is scored."""
+"""The options for scoring a table."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +14,12 @@ class TableOptions:
     Fields:
         batch_size (`int`, *optional*): Windows, and pairs, in one pass of the model; by default what the device holds,
             halved when it turns out to hold less.
-        workers (`int`): Processes that load and resample sounds; 0 is none but this one.
-        window_seconds (`float`, *optional*), hop_seconds (`float`, *optional*): As of the pipeline's call.
+        workers (`int`): Processes that load and resample sounds; 0 means this process alone.
+        window_seconds (`float`, *optional*), hop_seconds (`float`, *optional*): As for the pipeline's call.
         windows (`bool`): Add a column with the score of each window.
-        signature (`bool`): Add a column that tells the model and its settings.
-        xacle (`bool`): Write the challenge's two columns alone.
-        prefix (`str`): Put before the names of the columns that are added.
+        signature (`bool`): Add a column that identifies the model and its settings.
+        xacle (`bool`): Write only the challenge's two columns.
+        prefix (`str`): Prefix of the names of the added columns.
         strict (`bool`): Stop at the first row that cannot be scored.
         restart (`bool`): Forget earlier runs, and replace what is at the output.
         verify (`bool`): Compare the contents of clips that were scored earlier even where size and times are the same.
@@ -39,7 +39,7 @@ class TableOptions:
 
     @property
     def call_arguments(self) -> dict[str, Any]:
-        """Those of `preprocess`."""
+        """Arguments for the pipeline's `preprocess`."""
         return {"window_seconds": self.window_seconds, "hop_seconds": self.hop_seconds}
 
     @property

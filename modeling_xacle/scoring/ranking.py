@@ -26,7 +26,7 @@ AUDIO_COLUMN = "audio"
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff")
 PICTURE_SUFFIXES = (".png", ".pdf", ".svg")
 
-# Of the heat map: characters of a label, labels along a side, cells along a side whose number is written, inches.
+# The heat map: most characters of a label, most labels along a side, most cells along a side with numbers; inches.
 LABEL_LENGTH = 48
 MOST_LABELS = 60
 MOST_NUMBERS = 16
@@ -41,7 +41,7 @@ def score_rows(
     align: AudioTextAlignmentPipeline, audios: Sequence[Any], texts: Sequence[str], batch_size: int = 8
 ) -> Iterator[list[dict[str, Any]]]:
     """
-    Results of each clip with every caption, as they come, with a progress bar on stderr.
+    Scores each clip with every caption and yields results as they come, with a progress bar on stderr.
 
     Args:
         align (`AudioTextAlignmentPipeline`): The scorer.
@@ -53,8 +53,8 @@ def score_rows(
         For each clip, in order, N dicts with `text`, `score` and, where there is something to say, `notes`.
 
     Raises:
-        ValueError: There are no clips or no captions; a caption is empty; a sound cannot be used; a score is no number.
-        FileNotFoundError: There is no such sound.
+        ValueError: There are no clips or no captions; a caption is empty; a sound is unusable; a score is not finite.
+        FileNotFoundError: A sound does not exist.
     """
     texts = list(texts)
     if not len(audios) or not texts:
@@ -70,12 +70,12 @@ def score_matrix(
     align: AudioTextAlignmentPipeline, audios: Sequence[Any], texts: Sequence[str], batch_size: int = 8
 ) -> np.ndarray:
     """
-    Scores of all pairs of M clips and N captions. A clip is encoded once; so is one whose path comes more than once.
+    Returns the scores of all pairs of M clips and N captions. Each clip is encoded once, even if its path is repeated.
 
     Args:
         align (`AudioTextAlignmentPipeline`): The scorer.
         audios (`Sequence` of length M): Clips, each as `load_waveform` takes them without a sampling rate.
-        texts (`Sequence[str]` of length N): Captions; one that comes more than once is scored once.
+        texts (`Sequence[str]` of length N): Captions; a repeated one is scored once.
         batch_size (`int`): Clips loaded together.
 
     Returns:
@@ -103,11 +103,11 @@ def rank_pairs(
     align: AudioTextAlignmentPipeline, audios: Sequence[Any], texts: Sequence[str], batch_size: int = 8
 ) -> list[dict[str, Any]]:
     """
-    Clips by how well they match a caption, or captions by how well they match a clip, the best first.
+    Orders clips by how well they match a caption, or captions by how well they match a clip, best first.
 
     Args:
         align (`AudioTextAlignmentPipeline`), batch_size (`int`): As for `score_rows`.
-        audios (`Sequence` of length M), texts (`Sequence[str]` of length N): One of them, as a rule, of length 1.
+        audios (`Sequence` of length M), texts (`Sequence[str]` of length N): Usually, one of them has length 1.
 
     Returns:
         M * N dicts with `rank` (from 1; equal scores stay in the given order), `audio`, `text`, `score` and, where
@@ -136,7 +136,7 @@ def check_matrix(output: str | Path | None, texts: Sequence[str]) -> None:
 
 
 def matrix_rows(scores: np.ndarray, audios: Sequence[str], texts: Sequence[str]) -> list[dict[str, Any]]:
-    """A table of scores (M, N): the column `audio`, then one for each caption; a row a clip."""
+    """Returns a table of scores (M, N): the column `audio`, then one for each caption; one row per clip."""
     return [
         {AUDIO_COLUMN: audio, **dict(zip(texts, row, strict=True))}
         for audio, row in zip(audios, scores.tolist(), strict=True)
@@ -144,15 +144,15 @@ def matrix_rows(scores: np.ndarray, audios: Sequence[str], texts: Sequence[str])
 
 
 def _warn_of_cuts(name: str, results: list[dict[str, Any]]) -> None:
-    """Tell of what a clip or a caption lost, once a clip."""
+    """Warn of what was cut from a clip or a caption, once per clip."""
     for note in dict.fromkeys(note for result in results for note in result.get("notes", []) if "cut:" in note):
         logger.warning(f"{name}: {note}")
 
 
 def read_texts(path: str | Path) -> list[str]:
     """
-    Captions of a file, each once, in their order: the column `text` or `caption` of a table (`.csv`, `.tsv`, `.jsonl`,
-    `.parquet`), or else the lines of a UTF-8 text file that are not blank.
+    Reads the captions of a file, each once, in their order: the column `text` or `caption` of a table (`.csv`, `.tsv`,
+    `.jsonl`, `.parquet`), or else the lines of a UTF-8 text file that are not blank.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -179,7 +179,7 @@ def _lines(path: str | Path) -> list[str]:
 
 def list_audio(folder: str | Path) -> list[Path]:
     """
-    The sounds of a folder, by name.
+    Returns the sounds of a folder, sorted by name.
 
     Raises:
         ValueError: There is no such folder, or no sound in it.
@@ -194,7 +194,7 @@ def list_audio(folder: str | Path) -> list[Path]:
 
 def check_picture(path: str | Path) -> None:
     """
-    Refuse a picture before anything is scored.
+    Refuse a picture of unknown format before anything is scored.
 
     Raises:
         ValueError: The suffix is none of `PICTURE_SUFFIXES`.
@@ -208,10 +208,10 @@ def draw_heat_map(scores: np.ndarray, audios: Sequence[str], texts: Sequence[str
     Draw a matrix of scores, with a frame around the best caption of each clip.
 
     Args:
-        scores (`np.ndarray` of shape `(M, N)`): One row a clip. The colours span its values.
+        scores (`np.ndarray` of shape `(M, N)`): One row per clip. The colours span its values.
         audios (`Sequence[str]` of length M): Names of the clips.
         texts (`Sequence[str]` of length N): Captions.
-        path (`str` or `Path`): The picture to write; its suffix tells the format.
+        path (`str` or `Path`): The picture to write; its suffix sets the format.
 
     Raises:
         ValueError: The suffix is none of `PICTURE_SUFFIXES`.
@@ -224,7 +224,7 @@ def draw_heat_map(scores: np.ndarray, audios: Sequence[str], texts: Sequence[str
     )
     figure = Figure(figsize=(width, height))
     axes = figure.subplots()
-    figure.subplots_adjust(0, 0, 1, 1)  # labels lie outside, and are kept by the tight box
+    figure.subplots_adjust(0, 0, 1, 1)  # labels lie outside; the tight box keeps them
     image = axes.imshow(scores, cmap="viridis", aspect="auto", interpolation="nearest")
     axes.set_xticks(*_labels(texts), rotation=45, ha="left", rotation_mode="anchor", parse_math=False)
     axes.set_yticks(*_labels(audios), parse_math=False)
@@ -247,7 +247,7 @@ def draw_heat_map(scores: np.ndarray, audios: Sequence[str], texts: Sequence[str
 
 
 def _labels(names: Sequence[str]) -> tuple[list[int], list[str]]:
-    """Places and texts of the labels along a side: none where they would not be readable."""
+    """Returns places and texts of the labels along a side: none if there are too many to be readable."""
     if len(names) > MOST_LABELS:
         return [], []
     names = ["".join(char if char.isprintable() else "?" for char in name) for name in names]
@@ -256,7 +256,7 @@ def _labels(names: Sequence[str]) -> tuple[list[int], list[str]]:
 
 
 def _frame_best(axes: Axes, scores: np.ndarray) -> None:
-    """A frame around the largest score of each row (M, N)."""
+    """Draw a frame around the largest score of each row (M, N)."""
     for row, column in enumerate(scores.argmax(axis=1)):
         corner, size = (column - 0.46, row - 0.44), (0.92, 0.88)
         axes.add_patch(Rectangle(corner, *size, fill=False, edgecolor="crimson", linewidth=1.8))
@@ -264,7 +264,7 @@ def _frame_best(axes: Axes, scores: np.ndarray) -> None:
 
 
 def _write_numbers(axes: Axes, scores: np.ndarray, norm: Normalize) -> None:
-    """Each score (M, N) in its cell."""
+    """Write each score (M, N) into its cell."""
     decimals = 1 if np.ptp(scores) >= 1 else 2
     for (row, column), score in np.ndenumerate(scores):
         color = "black" if norm(score) > LIGHT else "white"

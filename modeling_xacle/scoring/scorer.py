@@ -1,4 +1,4 @@
-"""Any model as one kind of scorer, and what tells it from others."""
+"""Loads any model as one kind of scorer, and identifies it by its settings."""
 
 import hashlib
 import json
@@ -27,12 +27,12 @@ from ..pipeline_xacle import AudioTextAlignmentPipeline
 from .options import TableOptions
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-LONGEST_WAIT = timedelta(days=7)  # of a process whose share is scored for the others
+LONGEST_WAIT = timedelta(days=7)  # of a process that has scored its share for the others
 
 
 def join_processes(device: str = "auto") -> PartialState:
     """
-    The processes that share the work, one if no launcher started more, and the device of this one.
+    Returns the processes that share the work, one if no launcher started more, and the device of this one.
 
     Raises:
         ValueError: Processes were started that would each work alone.
@@ -56,14 +56,14 @@ def load_scorer(
     map_cosine: bool = False,
 ) -> AudioTextAlignmentPipeline:
     """
-    A scorer, called as the pipeline is, of whatever model.
+    Loads a scorer, called like the pipeline, from any supported model.
 
     Args:
         model (`str` or `Path`): Folder or Hub id of a xacle model, or of any `transformers.ClapModel`.
         device (`str` or `torch.device`): By default an accelerator (cuda, mps) if there is one, else the CPU.
         dtype (`str`): `"float32"`, `"bfloat16"` or `"float16"`.
-        revision (`str`, *optional*): Of the model on the Hub.
-        processor (`str` or `Path`, *optional*): Of a CLAP model that comes without one.
+        revision (`str`, *optional*): Revision of a Hub id.
+        processor (`str` or `Path`, *optional*): Processor of a CLAP model that comes without one.
         map_cosine (`bool`): Map a CLAP model's cosine to 0-10.
 
     Returns:
@@ -90,16 +90,30 @@ def load_scorer(
     processor = load_part(AutoProcessor, model, revision)
     try:
         align = pipeline("audio-text-alignment", model=loaded, processor=processor, device=device)
-    except ValueError as error:  # the processor is of another model
+    except ValueError as error:  # the processor belongs to another model
         raise ValueError(f"{model}: {error}") from error
-    # Pipeline leaves the model where it is if processes share the work.
+    # `pipeline` leaves the model where it is if processes share the work.
     align.model.to(device)
     align.device, align.commit = device, commit
+    _try(align, model)
     return align
 
 
+def _try(align: AudioTextAlignmentPipeline, model: str | Path) -> None:
+    """Score a second of silence: a configuration that does not fit its weights shows now, and names the model."""
+    rate = align.processor.feature_extractor.sampling_rate
+    try:
+        align({"audio": torch.zeros(rate), "text": "silence", "sampling_rate": rate})
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # of any kind, from deep within
+        raise ValueError(
+            f"{model}: cannot score; its settings do not fit its weights ({type(error).__name__})."
+        ) from error
+
+
 def scorer_settings(align: AudioTextAlignmentPipeline, options: TableOptions) -> dict[str, Any]:
-    """All that a score depends on, besides the clip and the caption, as JSON has it."""
+    """Returns all that a score depends on, besides the clip and the caption, ready for JSON."""
     settings = processor_settings(align.processor)
     zero_shot = isinstance(align, ZeroShotAlignmentPipeline)
     return {
@@ -117,6 +131,6 @@ def scorer_settings(align: AudioTextAlignmentPipeline, options: TableOptions) ->
 
 
 def scorer_signature(settings: dict[str, Any]) -> str:
-    """What [`scorer_settings`] gives, in one short line."""
+    """Condenses the result of [`scorer_settings`] into one short line."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     return f"modeling-xacle {__version__} {digest}"

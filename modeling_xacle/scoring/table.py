@@ -1,4 +1,4 @@
-"""Scoring whole tables of pairs."""
+"""Scores whole tables of pairs."""
 
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
@@ -28,15 +28,15 @@ RATED_PREFIX = "pred_"
 @dataclass(frozen=True)
 class ScoringReport:
     """
-    What became of a table.
+    The result of scoring a table.
 
     Fields:
-        rows (`int`): Of the table, and of the output.
-        scored (`int`): Of them, those that this run gave a score; the others had one, or have none.
-        was_complete (`bool`): The output was there, and nothing was left to be done.
+        rows (`int`): Rows of the table, and of the output.
+        scored (`int`): Rows that this run gave a score; the others had one, or have none.
+        was_complete (`bool`): True if the output was there and nothing was left to do.
         counts (`dict[str, int]`): Rows by status: `ok`, `padded`, `cut`, `windowed`, `error`.
         output (`str`), sidecar (`str`): The files.
-        signature (`str`): Tells the model and its settings.
+        signature (`str`): Identifies the model and its settings.
     """
 
     rows: int
@@ -48,7 +48,7 @@ class ScoringReport:
     signature: str
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Returns the fields, ready for JSON."""
         return asdict(self)
 
 
@@ -66,7 +66,7 @@ def score_pending(
         The number of rows that got a score.
 
     Raises:
-        ValueError: With `strict`, a row cannot be scored; the results of its group are written before.
+        ValueError: With `strict`, a row cannot be scored; the results of its group are written first.
     """
     pass_size = PassSize(align.device, options.batch_size)
     scored = 0
@@ -94,7 +94,7 @@ def score_pending(
 
 
 def describe(align: AudioTextAlignmentPipeline, pairs: PairSource, options: TableOptions) -> dict[str, Any]:
-    """What the sidecar says, besides the counts: of the scorer, of the table, and of the output's columns."""
+    """Returns what the sidecar says, besides the counts, about the scorer, the table and the output's columns."""
     scorer = scorer_settings(align, options)
     return {
         "signature": scorer_signature(scorer),
@@ -116,7 +116,7 @@ def describe(align: AudioTextAlignmentPipeline, pairs: PairSource, options: Tabl
 def check_request(
     align: AudioTextAlignmentPipeline, pairs: PairSource, output: str | Path, options: TableOptions
 ) -> None:
-    """Refuse what would fail for every row, or lose something."""
+    """Refuse a request that would fail for every row, or lose something."""
     repeated = [name for name, count in Counter([*pairs.columns, *options.added.values()]).items() if count > 1]
     if repeated and not options.xacle:
         raise ValueError(
@@ -131,7 +131,7 @@ def check_request(
 
 
 def _beside_ratings(pairs: PairSource, options: TableOptions) -> TableOptions:
-    """In a rated dataset `score` is the listeners': unless a prefix is given, the model's goes to `pred_score`."""
+    """Names the model's score `pred_score` where `score` holds a dataset's ratings, unless a prefix is given."""
     if pairs.dataset is None or "score" not in pairs.columns or options.prefix or options.xacle:
         return options
     logger.warning(f"{pairs.name}: the column score holds ratings; the model's scores go to {RATED_PREFIX}score.")
@@ -148,16 +148,16 @@ def score_table(
     """
     Score the pairs of a table. Each clip is encoded once for all its rows within `LOOK_AHEAD_ROWS`, wherever they are.
 
-    Results are written as they come, to `OUTPUT.work/`; at the end the table with its results goes to the output, in
+    Results are written to `OUTPUT.work/` as they come. At the end, the table with its results goes to the output, in
     the order of the input, what it was made with to `OUTPUT.json`, and what is known of each row and its clip to
-    `OUTPUT.records.jsonl`. Started again after it was killed, the run continues and ends in the same bytes. Rows that
-    failed, and rows whose clip has changed, are scored again; if there are none, nothing is done.
+    `OUTPUT.records.jsonl`. A run that was killed and is started again continues and ends in the same bytes.
+    Rows that failed, and rows whose clip has changed, are scored again; if there are none, nothing is done.
 
     Args:
-        align (`AudioTextAlignmentPipeline`): As [`load_scorer`] gives it.
+        align (`AudioTextAlignmentPipeline`): As [`load_scorer`] returns it.
         pairs (`PairSource`): The table.
         output (`str` or `Path`): CSV, TSV, JSON lines or Parquet file.
-        options (`TableOptions`, *optional*): How.
+        options (`TableOptions`, *optional*): How to score it.
         state (`PartialState`, *optional*): The processes that share the work, on one file system.
 
     Raises:
@@ -189,7 +189,7 @@ def score_table(
 def output_row(
     row: dict[str, Any], record: Record, pairs: PairSource, options: TableOptions, files: ScoringFiles
 ) -> dict[str, Any]:
-    """A row of the output."""
+    """Returns a row of the output."""
     if options.xacle:
         audio = row[pairs.audio_column]
         name = Path(audio.get("path") or "").name if isinstance(audio, dict) else audio

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import modeling_xacle
+
 from .cases import Case
 
 ERROR = "error: "
@@ -23,6 +25,7 @@ CODE_WORDS = re.compile(
     r"NoneType|object has no|unsupported operand|not subscriptable|<class '|KeyError|codec can't|not iterable|"
     r"positional argument|keyword argument|invalid literal|out of bounds|RuntimeWarning|UserWarning|at 0x[0-9a-f]{8,}"
 )
+PACKAGE = Path(modeling_xacle.__file__).parent  # which may itself lie among temporary files
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 SCORE_COLUMN = re.compile(r".*score")
 Files = dict[str, str]
@@ -116,7 +119,7 @@ def _as_shown(name: str) -> str:
 def _strange_paths(folder: Path, message: str) -> Iterator[str]:
     """Temporary files in a message that the user did not name."""
     for path in re.findall(re.escape(tempfile.gettempdir()) + r"/[^\s'\":;,)]*", message):
-        if not f"{path}/".startswith(f"{folder}/"):
+        if not f"{path}/".startswith((f"{folder}/", f"{PACKAGE}/")):
             yield f"the message has a path that nobody gave: {path}"
     if ".partial" in message:
         yield "the message names an unfinished file"

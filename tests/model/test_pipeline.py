@@ -254,7 +254,7 @@ def test_half_precision(model_folder, expected):
         ({"audio": CLIP}, ValueError, r"dict with `audio` and `text`, not the keys \['audio'\]"),
         ({"audio": CLIP, "text": ""}, ValueError, "caption is empty"),
         ({"audio": CLIP, "text": []}, ValueError, "empty list"),
-        ({"audio": CLIP, "text": None}, TypeError, "must be a string, not NoneType"),
+        ({"audio": CLIP, "text": None}, TypeError, "There is no caption"),
         ({"audio": CLIP, "text": ["a", 5]}, TypeError, "must be a string, not int: 5"),
         ({"audio": [CLIP, CLIP], "text": ["a", "b", "c"]}, ValueError, "2 clips and 3 captions do not make pairs"),
         ({"audio": [CLIP, CLIP], "text": "a"}, ValueError, "2 clips and 1 captions do not make pairs"),

@@ -34,14 +34,18 @@ from modeling_xacle.scoring.table import describe, score_pending, score_table
 
 
 @pytest.mark.parametrize("options", [{}, {"batch_size": 3}, {"workers": 2}])
-def test_each_clip_is_encoded_once_and_scores_are_the_pipelines(
+def test_each_clip_is_encoded_and_each_caption_tokenised_once_and_scores_are_the_pipelines(
     options, align, table, rows, expected, tmp_path, monkeypatch
 ):
-    encoded = []
+    encoded, tokenised = [], []
+    tokenise = align.processor.tokenize_caption
+    monkeypatch.setattr(align.processor, "tokenize_caption", lambda text: tokenised.append(text) or tokenise(text))
     encode = align.model.get_audio_features
     monkeypatch.setattr(align.model, "get_audio_features", lambda x: encoded.append(len(x)) or encode(x))
     report = score_table(align, PairSource(table), tmp_path / "o.csv", TableOptions(**options))
     assert sum(encoded) == 10
+    if not options.get("workers"):  # whose processes count for themselves
+        assert len(tokenised) == 41  # one of them to try the request
     result = read_rows(tmp_path / "o.csv")
     assert [(row["audio"], row["text"], int(row["key"])) for row in result] == rows
     np.testing.assert_allclose(scores(tmp_path / "o.csv"), expected, atol=1e-4)
