@@ -89,13 +89,18 @@ def load_model(model_class: Any, name: str | Path, revision: str | None = None, 
     return model
 
 
-def _is_known(name: str, revision: str | None) -> bool:
-    """Returns True if the configuration of a model on the Hub is on this machine, as it is after any try to load it."""
+def find_file(name: str | Path, file: str, revision: str | None = None, **options: Any) -> str | None:
+    """Returns the path of a file of a folder or of a model on the Hub; `None` if the model does not have it."""
     quietly: dict[str, Any] = dict.fromkeys(
         ("_raise_exceptions_for_missing_entries", "_raise_exceptions_for_connection_errors"), False
     )
+    return cached_file(str(name), file, revision=revision, **quietly, **options)
+
+
+def _is_known(name: str, revision: str | None) -> bool:
+    """Returns True if the configuration of a model on the Hub is on this machine, as it is after any try to load it."""
     try:
-        return bool(cached_file(name, CONFIG_FILE, revision=revision, local_files_only=True, **quietly))
+        return find_file(name, CONFIG_FILE, revision, local_files_only=True) is not None
     except OSError:  # no such repository or revision
         return False
 

@@ -2,7 +2,6 @@
 
 import re
 from pathlib import Path
-from typing import Any
 
 import yaml
 from huggingface_hub import DatasetCard, ModelCard, ModelCardData
@@ -10,6 +9,7 @@ from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
 from ..configuration_xacle import XacleConfig
+from .loading import find_file
 
 CARD = "README.md"
 UNKNOWN = "unknown"
@@ -57,10 +57,7 @@ def read_card(model: str | Path, revision: str | None = None) -> ModelCardData |
     Raises:
         ValueError: The card's metadata is broken.
     """
-    options: dict[str, Any] = dict.fromkeys(
-        ("_raise_exceptions_for_missing_entries", "_raise_exceptions_for_connection_errors"), False
-    )
-    path = cached_file(str(model), CARD, revision=revision, **options)
+    path = find_file(model, CARD, revision)
     try:
         return ModelCard.load(path).data if path else None
     except (yaml.YAMLError, ValueError, TypeError) as error:

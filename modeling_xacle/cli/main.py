@@ -50,7 +50,7 @@ def options(
     """How well does a sound match a caption?"""
 
 
-def one_line(message: str) -> str:
+def printable(message: str) -> str:
     """Returns a message, which may quote a broken file, in one line that a terminal can show."""
     line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in " ".join(message.split()))
     half = LONGEST_MESSAGE // 2
@@ -78,5 +78,5 @@ def main() -> None:
         typer.echo("stopped: the same command goes on where it can", err=True)
         sys.exit(INTERRUPTED)
     except (ValueError, TypeError, OSError) as error:
-        typer.echo(f"error: {one_line(str(error))}", err=True)
+        typer.echo(f"error: {printable(str(error))}", err=True)
         sys.exit(1)
