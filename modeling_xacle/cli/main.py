@@ -1,6 +1,7 @@
 """The table of contents of the `xacle` command. What needs PyTorch is loaded when a command runs, not before."""
 
 import os
+import re
 import sys
 from typing import Annotated
 
@@ -20,7 +21,7 @@ SETTINGS = {
     "context_settings": {"help_option_names": ["-h", "--help"]},
 }
 LONGEST_MESSAGE = 1000
-LOST_PROCESS = "Connection closed by peer"  # gloo's message for it
+LOST_PROCESS = re.compile(r"Connection (closed|reset) by peer")  # gloo's messages for it
 INTERRUPTED = 130  # the exit code of a command that Ctrl-C ended
 app = typer.Typer(help="How well does a sound match a caption?", **SETTINGS)
 convert = typer.Typer(help="Convert published checkpoints to folders that from_pretrained loads.", **SETTINGS)
@@ -68,7 +69,7 @@ def main() -> None:
     try:
         app()
     except RuntimeError as error:
-        if LOST_PROCESS not in str(error):
+        if not LOST_PROCESS.search(str(error)):
             raise
         typer.echo("error: another process of this run has ended; the same command goes on where it stopped.", err=True)
         sys.exit(1)

@@ -184,10 +184,10 @@ def _judged(members: Members, method: EnsembleMethod, num_folds: int, seed: int)
         return None
     if method not in FITTED_METHODS:
         return Judged(members.targets, np.zeros(len(members.targets), dtype=np.int64))
-    clips = clip_of_rows(members.table)
-    if num_folds > len(set(clips)):
-        raise ValueError(f"{members.table.path}: {len(set(clips))} clips cannot be split into {num_folds} folds.")
-    return Judged(members.targets, grouped_folds(clips, num_folds, seed))
+    try:
+        return Judged(members.targets, grouped_folds(clip_of_rows(members.table), num_folds, seed))
+    except ValueError as error:
+        raise ValueError(f"{members.table.path}: {error}") from error
 
 
 def combine_members(

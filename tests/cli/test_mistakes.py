@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 
 import pytest
 from conftest import PARITY
@@ -103,3 +104,12 @@ def test_long_cells_are_read_and_half_characters_reach_parquet(here, xacle):
     for output in ("o.csv", "o.parquet"):
         xacle("score", "odd.jsonl", "-o", output)
         xacle("score", output, "-o", f"again-{output}", "--prefix", "again_")
+
+
+@pytest.mark.parametrize("how", ["closed", "reset"])
+def test_a_process_whose_partner_ended_says_so(how, xacle, monkeypatch):
+    def app():
+        raise RuntimeError(f"[gloo/transport/tcp/pair.cc:1] Read error [127.0.0.1]:1: Connection {how} by peer.")
+
+    monkeypatch.setattr(sys.modules["modeling_xacle.cli.main"], "app", app)
+    assert xacle("score", expect=1).startswith("error: another process of this run has ended")
