@@ -350,7 +350,7 @@ def test_columns_of_the_command(tmp_path, xacle):
         (
             ["-o", "out.csv", "--reference", "ref.csv", "--method", "nnls", "--folds", "41"],
             1,
-            "40 clips cannot be split into 41 folds",
+            "41 folds of 40 clips",
         ),
         (["-o", "a.csv"], 1, "would be written over the input"),
         (["-o", "ref.csv", "--reference", "ref.csv"], 1, "would be written over the input"),
