@@ -50,7 +50,8 @@ def ensemble(
         combined, report = evaluation.combine_members(members, method, folds, seed, leave_one_out, resamples)
     if save_weights is not None:
         evaluation.save_weights(save_weights, method, members)
-    evaluation.write_ensemble(output, members.table, combined, columns.get("prediction_columns", ()))
+    own = columns.get("prediction_columns", ())
+    evaluation.write_ensemble(output, members, report["method"], combined, own)
     if as_json:
         print_json({**report, "output": str(output)})
     else:

@@ -26,6 +26,8 @@ STORAGE = Features({**FEATURES, "audio": {"bytes": Value("binary"), "path": Valu
 # data files differ in spelling; its second edition names the generator `model_id`.
 AUDIO_COLUMNS = ("wav_file_name", "wave_file_name", "audio", "file_name", "path")
 TEXT_COLUMNS = ("text", "caption")
+# What `xacle score` may say of a row, behind its prefix.
+RESULT_COLUMNS = ("score", "status", "notes", "windows", "signature")
 PREDICTION_COLUMNS = ("pred_score", "prediction_score", "score")
 AVERAGE_COLUMNS = ("average_score", "average_semantic_alignement_score", "average_semantic_alignment_score")
 REFERENCE_COLUMNS = (*AVERAGE_COLUMNS, "score")

@@ -144,11 +144,11 @@ def unusable_audio(paths: Iterable[str | Path]) -> dict[str, str]:
         return {path: reason for path, reason in zip(unique, reasons, strict=True) if reason}
 
 
-def _reason_against(path: str) -> str:
+def _reason_against(sound: str | bytes) -> str:
     try:
-        load_waveform(path, max_seconds=PROBE_SECONDS)
+        load_waveform(sound, max_seconds=PROBE_SECONDS)
     except (ValueError, OSError) as error:
-        return str(error).removeprefix(f"{path}: ")
+        return str(error).removeprefix(f"{sound}: " if isinstance(sound, str) else "<bytes>: ")
     return ""
 
 
@@ -217,8 +217,18 @@ def _write_parquet(dataset: Dataset, columns: list[str], path: Path, embed_audio
             for name in set(columns) - set(table.column_names):
                 table = table.append_column(name, pa.nulls(len(table), schema.field(name).type))
             table = table_cast(table.select(columns), schema)
-            writer.write_table(embed_table_storage(table) if embed_audio else table)
+            writer.write_table(_embed(table) if embed_audio else table)
             bar.update(len(table))
+
+
+def _embed(table: pa.Table) -> pa.Table:
+    """Puts the bytes of sounds into a table; checks those, because a file may have been cut since it was checked."""
+    embedded = embed_table_storage(table)
+    paths, sounds = pc.struct_field(table["audio"], "path"), pc.struct_field(embedded["audio"], "bytes")
+    for path, sound in dict(zip(paths.to_pylist(), sounds, strict=True)).items():
+        if path is not None and (reason := _reason_against(sound.as_py() or b"")):
+            raise ValueError(f"{path}: {reason} It cannot be embedded.")
+    return embedded
 
 
 def _write_card(path: Path, text: str, splits: Mapping[str, Dataset], licence: str | None) -> None:

@@ -8,14 +8,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..data.columns import AUDIO_COLUMNS, PREDICTION_COLUMNS, REFERENCE_COLUMNS
+from ..data.columns import AUDIO_COLUMNS, PREDICTION_COLUMNS, REFERENCE_COLUMNS, RESULT_COLUMNS
 from ..data.files import read_json, write_json
 from ..data.tables import write_table
 from .compare import system_names
 from .ensemble import FITS, FITTED_METHODS, Judged, ensemble, fit_nnls, grouped_folds, leave_one_out
 from .methods import EnsembleMethod
 from .metrics import METRICS, SHOWN_METRICS, alignment_metrics
-from .score_tables import KEYS_LISTED, LARGEST_SCORE, ScoreTable, check_sides, join_tables, read_score_table, text_table
+from .score_tables import (
+    KEYS_LISTED,
+    LARGEST_SCORE,
+    STATUS_COLUMN,
+    ScoreTable,
+    check_sides,
+    join_tables,
+    prefix_of,
+    read_score_table,
+    text_table,
+)
 
 ENSEMBLE = "ensemble"
 
@@ -26,12 +36,14 @@ class Members(NamedTuple):
 
     Fields:
         names (`list[str]` of length num_systems): Names of the files, without suffix.
+        signatures (`list[str]` of length num_systems): What gave each system's scores; "unknown" where nothing tells.
         table (`ScoreTable`): The first system's table, whose order of rows is kept.
         scores (`np.ndarray` of shape `(num_systems, N)`): Finite.
         targets (`np.ndarray` of shape `(N,)`, *optional*): Mean ratings.
     """
 
     names: list[str]
+    signatures: list[str]
     table: ScoreTable
     scores: np.ndarray
     targets: np.ndarray | None
@@ -70,7 +82,9 @@ def read_members(
     names = system_names(paths)
     if ENSEMBLE in names:
         names = [str(path) for path in paths]
-    return Members(names, first, joined[: len(paths)], None if reference is None else joined[-1])
+    systems = [first, *others][: len(paths)]
+    signatures = [(table.scorer or {}).get("signature") or "unknown" for table in systems]
+    return Members(names, signatures, first, joined[: len(paths)], None if reference is None else joined[-1])
 
 
 def clip_of_rows(table: ScoreTable) -> list[str]:
@@ -82,20 +96,27 @@ def clip_of_rows(table: ScoreTable) -> list[str]:
 
 
 def write_ensemble(
-    path: str | Path, table: ScoreTable, scores: np.ndarray, prediction_columns: Sequence[str] = ()
+    path: str | Path, members: Members, method: str, scores: np.ndarray, prediction_columns: Sequence[str] = ()
 ) -> None:
     """
-    Write the rows of a table with the ensemble's `score` in place of the table's own.
+    Write the rows of the first system's table with the ensemble's `score` and `signature` in place of its own, and of
+    what else that system says of its scores (`status`, `notes`, `windows`).
 
     Args:
         path (`str` or `Path`): The CSV, TSV, JSON lines or Parquet file to write.
-        table (`ScoreTable`): A table of N rows.
+        members (`Members`): The systems.
+        method (`str`): How their scores were combined.
         scores (`np.ndarray` of shape `(N,)`): The ensemble's scores.
-        prediction_columns (`Sequence[str]`): Columns besides `PREDICTION_COLUMNS` that hold the table's own score.
+        prediction_columns (`Sequence[str]`): Columns besides `PREDICTION_COLUMNS` that hold the first system's scores.
     """
-    own = (*PREDICTION_COLUMNS, *prediction_columns)
-    others = ({name: value for name, value in row.items() if name not in own} for row in table.rows)
-    write_table(path, [{**row, "score": score} for row, score in zip(others, scores.tolist(), strict=True)])
+    prefix = prefix_of(members.table.score_column)
+    told = (prefix + name for name in RESULT_COLUMNS)
+    own = {*PREDICTION_COLUMNS, *prediction_columns, *told, STATUS_COLUMN}
+    systems = zip(members.names, members.signatures, strict=True)
+    signature = f"{method} of {', '.join(f'{name} ({signature})' for name, signature in systems)}"
+    others = ({name: value for name, value in row.items() if name not in own} for row in members.table.rows)
+    rows = zip(others, scores.tolist(), strict=True)
+    write_table(path, [{**row, "score": score, "signature": signature} for row, score in rows])
 
 
 def _fingerprint(table: ScoreTable) -> str:

@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 from .. import __version__
 from ..data.columns import PREDICTION_COLUMNS, RATING_COLUMNS, REFERENCE_COLUMNS, SOURCE_COLUMNS
-from ..data.files import read_json
 from .ensemble import SMALLEST_SPREAD
 from .listeners import listeners_ceiling
 from .metrics import alignment_metrics
@@ -47,6 +46,7 @@ class EvaluationPairs(NamedTuple):
         dropped (`dict[str, int]`): Rows that were left out: `missing`, `extra` and `multiplied` (more rather than
             fewer) by the official merge, and `without_score`.
         columns (`dict[str, str]`): Columns of the scores in the `prediction` and in the `reference`.
+        scorer (`dict`, *optional*): `model`, `revision` and `signature` of what gave the predictions, if it is known.
     """
 
     prediction: str
@@ -58,6 +58,7 @@ class EvaluationPairs(NamedTuple):
     rows: list[dict[str, Any]]
     dropped: dict[str, int]
     columns: dict[str, str]
+    scorer: dict[str, str | None] | None = None
 
 
 def read_pairs(
@@ -101,6 +102,7 @@ def read_pairs(
         [{**table.rows[rows[index]], **truth.rows[others[index]]} for index in used],
         dropped,
         {"prediction": table.score_column, "reference": truth.score_column},
+        table.scorer,
     )
 
 
@@ -305,7 +307,7 @@ def evaluate_pairs(
         "prediction": pairs.prediction,
         "reference": pairs.reference,
         "columns": {**pairs.columns, "key": list(pairs.key_columns)},
-        "scorer": scorer_of(pairs),
+        "scorer": pairs.scorer,
         "dropped": pairs.dropped,
         **overall,
         "groups": {column: _measure_groups(pairs, of, column, bootstrap) for column, of in groups.items()},
@@ -316,21 +318,6 @@ def evaluate_pairs(
         "bootstrap": bootstrap,
         "version": __version__,
     }
-
-
-def scorer_of(pairs: EvaluationPairs) -> dict[str, str | None] | None:
-    """
-    Returns `model`, `revision` and `signature` of what gave the predictions, from the sidecar of `xacle score` or a
-    column `signature`; `None` if there is neither.
-    """
-    sidecar = Path(f"{pairs.prediction}.json")
-    told = read_json(sidecar) if sidecar.is_file() else {}
-    told = told if isinstance(told, dict) else {}
-    signatures = {str(row["signature"]) for row in pairs.rows if row.get("signature")}
-    if "signature" not in told and not signatures:
-        return None
-    signature = " and ".join(sorted(signatures)) or told["signature"]
-    return {"model": told.get("model"), "revision": told.get("revision"), "signature": signature}
 
 
 def worst_pairs(pairs: EvaluationPairs, count: int) -> list[int]:

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from ..data.columns import AUDIO_COLUMNS, PREDICTION_COLUMNS, TEXT_COLUMNS, find_column
+from ..data.files import file_digest, read_json
 from ..data.tables import read_table
 
 ID_COLUMN = "id"
@@ -44,6 +45,21 @@ class ScoreTable:
     scores: np.ndarray
     rows: list[dict[str, Any]]
     score_column: str = ""
+
+    @property
+    def scorer(self) -> dict[str, str | None] | None:
+        """
+        `model`, `revision` and `signature` of what gave the scores: from the sidecar of `xacle score`, if it is of this
+        very table, or from the column `signature` that goes with the scores; `None` if there is neither.
+        """
+        sidecar = Path(f"{self.path}.json")
+        told = read_json(sidecar) if sidecar.is_file() else None
+        if isinstance(told, dict) and told.get("output_sha256") == file_digest(self.path):
+            return {name: told.get(name) for name in ("model", "revision", "signature")}
+        signatures = {str(row.get(f"{prefix_of(self.score_column)}signature") or "") for row in self.rows} - {""}
+        if not signatures:
+            return None
+        return {"model": None, "revision": None, "signature": " and ".join(sorted(signatures))}
 
 
 class MergedScores(NamedTuple):
@@ -100,12 +116,17 @@ def read_score_table(
     return ScoreTable(path, key_columns, _keys(rows, key_columns), np.array(scores), rows, score_column)
 
 
+def prefix_of(score_column: str) -> str:
+    """Returns what stands before `score` in a score's column, and before the names of the columns that go with it."""
+    return score_column.removesuffix("score")
+
+
 def _without_bytes(value: Any) -> Any:
     return value.get("path") if isinstance(value, dict) and "bytes" in value else value
 
 
 def _score(row: dict[str, Any], column: str, place: str) -> float:
-    status = row.get(column.removesuffix("score") + STATUS_COLUMN) or row.get(STATUS_COLUMN)  # `xacle score --prefix`
+    status = row.get(prefix_of(column) + STATUS_COLUMN) or row.get(STATUS_COLUMN)  # `xacle score --prefix`
     if str(status or "").startswith("error"):
         return math.nan
     try:

@@ -108,6 +108,15 @@ def test_files_do_not_depend_on_the_run(tmp_path, full_rows):
         assert path.read_bytes() == (tmp_path / "b" / "out" / path.name).read_bytes()
 
 
+def test_a_sound_that_was_cut_since_it_was_checked_is_not_embedded(tmp_path, rows):
+    file = tmp_path / "cut.wav"
+    file.write_bytes(Path(rows[1]["audio"]).read_bytes()[:1000])
+    split = {"train": make_dataset([rows[0], {**rows[1], "audio": str(file)}])}
+    with pytest.raises(ValueError, match=r"cut\.wav: the file is truncated: .* It cannot be embedded"):
+        save_dataset(split, tmp_path / "out", embed_audio=True)
+    assert not (tmp_path / "out").exists()
+
+
 def test_large_splits_are_written_in_parts(tmp_path, rows, monkeypatch):
     monkeypatch.setattr(pairs, "EMBEDDED_ROWS_PER_WRITE", 2)
     save_dataset({"train": make_dataset(rows).select([2, 0, 1])}, tmp_path / "out", embed_audio=True)

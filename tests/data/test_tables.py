@@ -76,7 +76,7 @@ def test_an_ensemble_is_read_again(suffix, tmp_path, xacle):
         )
     xacle("ensemble", tmp_path / "a.jsonl", tmp_path / "b.jsonl", "-o", tmp_path / f"out{suffix}")
     table = read_score_table(tmp_path / f"out{suffix}")
-    assert table.scores.tolist() == [2.5, 3.5] and list(table.rows[0]) == ["id", "tags", "score"]
+    assert table.scores.tolist() == [2.5, 3.5] and list(table.rows[0]) == ["id", "tags", "score", "signature"]
 
 
 @pytest.mark.parametrize("name", ["out.xlsx", "out"])

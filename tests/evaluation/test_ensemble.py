@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy.optimize import lsq_linear
 
+from modeling_xacle.data.files import file_digest
 from modeling_xacle.evaluation.ensemble import (
     FITTED_METHODS,
     Judged,
@@ -199,14 +200,14 @@ def ensemble_tables(paths, output, reference=None, method="mean", store=None):
     combined, report = combine_members(members, method)
     if store is not None:
         save_weights(store, method, members)
-    write_ensemble(output, members.table, combined)
+    write_ensemble(output, members, report["method"], combined)
     return report
 
 
 def test_tables_are_joined_by_key_and_keep_the_first_ones_rows(tables):
     report = ensemble_tables([tables / "a.csv", tables / "b.csv"], tables / "out.csv", tables / "ref.csv")
     first, second, result = (read_score_table(tables / f"{name}.csv") for name in ("a", "b", "out"))
-    assert list(result.rows[0]) == ["wav_file_name", "text", "status", "score"]
+    assert list(result.rows[0]) == ["wav_file_name", "text", "score", "signature"]
     assert result.keys == first.keys
     place = {key: score for key, score in zip(second.keys, second.scores, strict=True)}
     expected = [(score + place[key]) / 2 for key, score in zip(first.keys, first.scores, strict=True)]
@@ -214,6 +215,21 @@ def test_tables_are_joined_by_key_and_keep_the_first_ones_rows(tables):
     assert (report["members"], report["pairs"]) == (["a", "b"], 80)
     assert list(report["metrics"]) == ["a", "b", "ensemble"]
     json.dumps(report, allow_nan=False)
+
+
+def test_a_combined_score_has_the_signature_of_all_and_says_nothing_that_is_the_first_ones(tables):
+    columns = ("wav_file_name", "text", "pred_score", "pred_status", "pred_notes", "pred_signature", "generator")
+    rows = [(*row[:2], 5.0, "cut", "cut to 10 s", "model 1", "g") for row in read_score_table(tables / "a.csv").keys]
+    write_table(tables / "a.csv", columns, rows)
+    sidecar = {"model": "m", "signature": "model 2", "output_sha256": file_digest(tables / "b.csv")}
+    (tables / "b.csv.json").write_text(json.dumps(sidecar))
+    ensemble_tables([tables / "a.csv", tables / "b.csv"], tables / "out.csv")
+    result = read_score_table(tables / "out.csv")
+    assert list(result.rows[0]) == ["wav_file_name", "text", "generator", "score", "signature"]
+    assert result.scorer["signature"] == "mean of a (model 1), b (model 2)"
+    with open(tables / "b.csv", "a") as file:
+        file.write("81.wav,words,3.0,ok\n")
+    assert read_score_table(tables / "b.csv").scorer is None  # the sidecar was of another table
 
 
 def test_a_written_ensemble_is_judged_as_it_was_reported(tables):
@@ -332,7 +348,7 @@ def test_columns_of_the_command(tmp_path, xacle):
     arguments = ["--key", "clip", "--prediction-column", "mos", "--reference-column", "mos", "--json"]
     paths = [tmp_path / "a.csv", "-o", tmp_path / "out.csv", "--reference", tmp_path / "b.csv"]
     assert json.loads(xacle("ensemble", *paths, *arguments))["metrics"]["ensemble"]["MSE"] == 0
-    assert list(read_score_table(tmp_path / "out.csv").rows[0]) == ["clip", "path", "score"]
+    assert list(read_score_table(tmp_path / "out.csv").rows[0]) == ["clip", "path", "score", "signature"]
 
 
 @pytest.mark.parametrize(
