@@ -12,12 +12,12 @@ checkpoint when the same command is given again; with other data, another start 
 `--help` lists all settings; any of `transformers.TrainingArguments` is one.
 """
 
-import sys
 from pathlib import Path
 
 import typer
 from transformers import set_seed
 
+from modeling_xacle.cli.endings import plain_endings
 from modeling_xacle.data.files import check_outputs, held
 from modeling_xacle.speed import fast_forms
 from modeling_xacle.training.cards import write_report
@@ -65,10 +65,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     log_to_stderr()
-    try:
+    with plain_endings(stopped=lambda: tell_stop(Path(parse_arguments()[1].output_dir))):
         main()
-    except KeyboardInterrupt:
-        typer.echo(tell_stop(Path(parse_arguments()[1].output_dir)), err=True)
-        sys.exit(130)
-    except (ValueError, OSError) as error:
-        sys.exit("\n".join([f"error: {error}", *getattr(error, "__notes__", [])]))

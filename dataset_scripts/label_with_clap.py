@@ -23,7 +23,6 @@ For several teachers, repeat --teacher, and --processor as often if it is needed
 
 import io
 import json
-import sys
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -38,6 +37,7 @@ from matplotlib.figure import Figure
 from negatives import Negatives, choose_negatives
 
 from modeling_xacle.checkpoints.provenance import dataset_name
+from modeling_xacle.cli.endings import plain_endings
 from modeling_xacle.data.columns import FEATURES
 from modeling_xacle.data.files import check_outputs, check_replaceable
 from modeling_xacle.data.pairs import check_rows, dataset_licence, load_pairs, save_dataset
@@ -384,7 +384,5 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
+    with plain_endings():
         typer.run(main)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")

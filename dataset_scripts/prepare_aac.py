@@ -26,7 +26,6 @@ duplicates. Captions lose control characters and needless whitespace.
 
 import json
 import re
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from typing import Annotated, Any
 
 import typer
 
+from modeling_xacle.cli.endings import plain_endings
 from modeling_xacle.data.columns import AUDIO_COLUMNS, TEXT_COLUMNS, clean_caption, find_column
 from modeling_xacle.data.pairs import make_dataset, save_dataset, unusable_audio
 from modeling_xacle.data.tables import read_table
@@ -327,7 +327,5 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
+    with plain_endings():
         typer.run(main)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")

@@ -15,7 +15,6 @@ published; `label` is score / 5 - 1. Texts stay as they were written.
 
 import json
 import statistics
-import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Annotated, Any
 
 import typer
 
+from modeling_xacle.cli.endings import plain_endings
 from modeling_xacle.configuration_xacle import XacleConfig
 from modeling_xacle.data.columns import (
     AUDIO_COLUMNS,
@@ -362,7 +362,5 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
+    with plain_endings():
         typer.run(main)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")

@@ -14,7 +14,6 @@ listeners.
 """
 
 import json
-import sys
 from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,6 +30,7 @@ from steps import Step, do_steps
 from transformers import AutoConfig, AutoModel, AutoProcessor, set_seed
 from worlds import model_scores, true_alignments
 
+from modeling_xacle.cli.endings import plain_endings
 from modeling_xacle.data.pairs import load_pairs
 from modeling_xacle.evaluation.metrics import alignment_metrics
 from modeling_xacle.judges.clap import ClapTeacher
@@ -147,7 +147,5 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
+    with plain_endings():
         typer.run(main)
-    except ValueError as error:
-        sys.exit(f"error: {error}")

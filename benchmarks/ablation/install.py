@@ -8,13 +8,13 @@ benchmarks/results/worlds/ and replaces the previous model's.
 """
 
 import shutil
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 import worlds
 
+from modeling_xacle.cli.endings import plain_endings
 from modeling_xacle.data.tables import write_table
 from modeling_xacle.scoring.diagnostics import BUNDLED_MODEL, write_expected
 
@@ -93,7 +93,5 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
+    with plain_endings():
         typer.run(main)
-    except ValueError as error:
-        sys.exit(f"error: {error}")

@@ -26,6 +26,7 @@ import typer
 from steps import Step, do_steps, record_file, settings_of
 
 from modeling_xacle.checkpoints.building import init_model
+from modeling_xacle.cli.endings import plain_endings
 
 ROOT = Path(__file__).parents[2]
 # Captioned clips, and as many rated pairs as the challenge has; development replaces its test split.
@@ -179,7 +180,5 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
+    with plain_endings():
         typer.run(main)
-    except ValueError as error:
-        sys.exit(f"error: {error}")

@@ -9,7 +9,6 @@ ratings, divided by the true alignment's. Intervals are 95 % bootstrap intervals
 """
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +22,7 @@ from scipy.stats import rankdata
 from transformers import AutoModel, AutoProcessor
 
 from modeling_xacle import DEFAULT_MODEL
+from modeling_xacle.cli.endings import plain_endings
 from modeling_xacle.data.pairs import load_pairs
 from modeling_xacle.data.tables import check_table_suffix, markdown_table, write_table
 from modeling_xacle.evaluation.metrics import alignment_metrics
@@ -174,7 +174,5 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
+    with plain_endings():
         typer.run(main)
-    except ValueError as error:
-        sys.exit(f"error: {error}")

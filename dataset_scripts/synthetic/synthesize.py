@@ -27,7 +27,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import threading
 import zlib
 from collections import Counter
@@ -427,6 +426,8 @@ def main(
 
 
 if __name__ == "__main__":
+    from modeling_xacle.cli.endings import plain_endings
+
     app = typer.Typer(
         add_completion=False,
         pretty_exceptions_enable=False,
@@ -434,8 +435,5 @@ if __name__ == "__main__":
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.command()(main)
-    try:
+    with plain_endings():
         app()
-    except (ValueError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(1)

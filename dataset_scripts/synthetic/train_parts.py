@@ -13,7 +13,6 @@ they are stand-ins for trying the chain and for comparing methods on synthetic s
 import json
 import math
 import re
-import sys
 from collections import Counter
 from copy import deepcopy
 from functools import partial
@@ -36,6 +35,7 @@ from transformers import (
 )
 
 from modeling_xacle.checkpoints.conversion import save_folder
+from modeling_xacle.cli.endings import plain_endings
 from modeling_xacle.configuration_xacle import BeatsConfig
 from modeling_xacle.data.files import is_free, replace_folder, unfinished_folder
 from modeling_xacle.data.pairs import load_pairs
@@ -284,7 +284,5 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
+    with plain_endings():
         typer.run(main)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")

@@ -10,7 +10,6 @@ Training hears only the first 10 s of a clip.
 """
 
 import json
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,6 +31,7 @@ from transformers import (
     set_seed,
 )
 
+from modeling_xacle.cli.endings import plain_endings
 from modeling_xacle.data.files import is_free, replace_folder, saving, unfinished_folder
 from modeling_xacle.data.pairs import load_pairs
 from modeling_xacle.judges.clap import ClapTeacher, clip_features, separation_auc
@@ -271,7 +271,5 @@ def main(
 
 
 if __name__ == "__main__":
-    try:
+    with plain_endings():
         typer.run(main)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")

@@ -1,7 +1,6 @@
 """The table of contents of the `xacle` command. What needs PyTorch is loaded when a command runs, not before."""
 
 import os
-import re
 import sys
 from typing import Annotated
 
@@ -11,6 +10,7 @@ from .. import __version__
 from .build import convert_beats, convert_tmu, init
 from .combine import ensemble, submit
 from .diagnostics import doctor, info
+from .endings import plain_endings
 from .evaluate import calibrate, compare, evaluate
 from .rank import matrix, rank
 from .score import score
@@ -20,9 +20,6 @@ SETTINGS = {
     "pretty_exceptions_enable": False,
     "context_settings": {"help_option_names": ["-h", "--help"]},
 }
-LONGEST_MESSAGE = 1000
-LOST_PROCESS = re.compile(r"Connection (closed|reset) by peer")  # gloo's messages for it
-INTERRUPTED = 130  # the exit code of a command that Ctrl-C ended
 app = typer.Typer(help="How well does a sound match a caption?", **SETTINGS)
 convert = typer.Typer(help="Convert published checkpoints to folders that from_pretrained loads.", **SETTINGS)
 COMMANDS = (score, evaluate, compare, calibrate, ensemble, submit, rank, matrix, init, info, doctor)
@@ -51,13 +48,6 @@ def options(
     """How well does a sound match a caption?"""
 
 
-def printable(message: str) -> str:
-    """Returns a message, which may quote a broken file, in one line that a terminal can show."""
-    line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in " ".join(message.split()))
-    half = LONGEST_MESSAGE // 2
-    return line if len(line) <= LONGEST_MESSAGE else f"{line[:half]} ... {line[-half:]}"
-
-
 def main() -> None:
     """Run the command; a user's mistake ends in one line and exit code 1, without a traceback."""
     for stream in (sys.stdout, sys.stderr):
@@ -66,18 +56,5 @@ def main() -> None:
     os.environ.setdefault("TQDM_DISABLE", "1")  # bars without a setting of their own, as Transformers' for loading
     if "transformers" in sys.modules:  # it has read the environment already
         sys.modules["transformers"].utils.logging.disable_progress_bar()
-    try:
+    with plain_endings((ValueError, TypeError, OSError), one_line=True):
         app()
-    except RuntimeError as error:
-        if not LOST_PROCESS.search(str(error)):
-            raise
-        typer.echo("error: another process of this run has ended; the same command goes on where it stopped.", err=True)
-        sys.exit(1)
-    except (KeyboardInterrupt, SystemExit) as end:
-        if isinstance(end, SystemExit) and end.code != INTERRUPTED:  # Typer's own exits, and that of --help
-            raise
-        typer.echo("stopped: the same command goes on where it can", err=True)
-        sys.exit(INTERRUPTED)
-    except (ValueError, TypeError, OSError) as error:
-        typer.echo(f"error: {printable(str(error))}", err=True)
-        sys.exit(1)

@@ -7,6 +7,8 @@ import sys
 import pytest
 from conftest import PARITY
 
+from modeling_xacle.cli.endings import plain_endings
+
 CLIP = PARITY / "wav" / "b_16k_3s.wav"
 ONE = ["--audio", CLIP, "--text", "beep"]
 
@@ -113,3 +115,22 @@ def test_a_process_whose_partner_ended_says_so(how, xacle, monkeypatch):
 
     monkeypatch.setattr(sys.modules["modeling_xacle.cli.main"], "app", app)
     assert xacle("score", expect=1).startswith("error: another process of this run has ended")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (ValueError("two rows:\n  row 1 \x1b[2J"), 1, "error: two rows:\nrow 1 \\x1b[2J\n"),
+        (RuntimeError("Connection reset by peer"), 1, "error: another process of this run has ended"),
+        (KeyboardInterrupt(), 130, "stopped: "),
+    ],
+)
+def test_scripts_end_as_commands_do(error, code, told, capsys):
+    with pytest.raises(SystemExit) as end, plain_endings():
+        raise error
+    assert end.value.code == code and capsys.readouterr().err.startswith(told)
+
+
+def test_a_fault_of_the_program_keeps_its_traceback():
+    with pytest.raises(RuntimeError, match="out of range"), plain_endings():
+        raise RuntimeError("out of range")
