@@ -39,12 +39,13 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "configuration_xacle": ["BeatsConfig", "XacleConfig"],
-        "feature_extraction_xacle": ["XacleFeatureExtractor", "load_waveform"],
+        "feature_extraction_xacle": ["XacleFeatureExtractor"],
         "modeling_beats": ["BeatsForAudioClassification", "BeatsModel"],
         "modeling_captioning": ["XacleForConditionalGeneration"],
         "modeling_xacle": ["XacleModel"],
         "pipeline_xacle": ["AudioTextAlignmentPipeline"],
         "processing_xacle": ["XacleProcessor"],
+        "waveforms_xacle": ["load_waveform"],
     },
 )
 

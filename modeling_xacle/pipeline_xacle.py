@@ -11,8 +11,9 @@ from transformers import Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from transformers.utils import logging
 
-from .feature_extraction_xacle import is_batch, load_waveform
+from .feature_extraction_xacle import is_batch
 from .processing_xacle import check_agreement
+from .waveforms_xacle import load_waveform
 
 logger = logging.get_logger(__name__)
 

@@ -12,8 +12,8 @@ from conftest import SAMPLING_RATE
 from teachers import make_clip
 
 from modeling_xacle.data.tables import read_table
-from modeling_xacle.feature_extraction_xacle import load_waveform
 from modeling_xacle.pipeline_xacle import AudioTextAlignmentPipeline
+from modeling_xacle.waveforms_xacle import load_waveform
 
 TEXTS = ["beep", "A dog barks", "Rain falls, while a man speaks", "a bell"]
 SECONDS = 120  # longest wait for a process

@@ -18,12 +18,13 @@ PACKAGE = Path(modeling_xacle.__file__).parent
 # imports the pipeline when it is saved, to take it along.
 TRAVELS = {
     "configuration_xacle": {"modeling_captioning", "pipeline_xacle"},
-    "feature_extraction_xacle": set(),
+    "waveforms_xacle": set(),
+    "feature_extraction_xacle": {"waveforms_xacle"},
     "processing_xacle": {"feature_extraction_xacle"},
     "modeling_beats": {"configuration_xacle"},
     "modeling_xacle": {"configuration_xacle", "modeling_beats"},
     "modeling_captioning": {"configuration_xacle", "modeling_xacle"},
-    "pipeline_xacle": {"feature_extraction_xacle", "processing_xacle"},
+    "pipeline_xacle": {"feature_extraction_xacle", "processing_xacle", "waveforms_xacle"},
 }
 ALLOWED = {"torch", "torchaudio", "transformers", "numpy", "soundfile"}
 

@@ -14,7 +14,8 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from ..data.files import file_digest
-from ..feature_extraction_xacle import FRONT_END_VERSION, audio_engine
+from ..feature_extraction_xacle import FRONT_END_VERSION
+from ..waveforms_xacle import audio_engine
 
 # Settings that say where a part comes from, what code wrote it or what it was trained for, but not what it computes.
 BOOKKEEPING = {

@@ -21,7 +21,7 @@ from datasets.table import embed_table_storage, table_cast
 from huggingface_hub import metadata_save
 from tqdm import tqdm
 
-from ..feature_extraction_xacle import load_waveform
+from ..waveforms_xacle import load_waveform
 from .columns import FEATURES, LABEL_RANGE, REQUIRED_COLUMNS, SCORE_RANGE, STORAGE, clean_caption
 from .files import CARD, MANIFEST, check_replaceable, file_digest, read_metadata, whole_folder
 

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from ..data.columns import AUDIO_COLUMNS, TEXT_COLUMNS
 from ..data.files import json_text, whole_folder
-from ..feature_extraction_xacle import load_waveform
+from ..waveforms_xacle import load_waveform
 from .evaluate import EvaluationPairs, dropped_notes, worst_pairs
 from .figures import draw_bands, draw_groups, draw_residuals, draw_scatter, figure_bytes
 from .metrics import METRICS, SHOWN_METRICS

@@ -12,8 +12,8 @@ from transformers.utils import logging
 
 from ..checkpoints.fingerprints import digest_of, front_end_code, model_fingerprint
 from ..checkpoints.loading import load_model, load_part
-from ..feature_extraction_xacle import load_waveform
 from ..pipeline_xacle import window_spans
+from ..waveforms_xacle import load_waveform
 
 logger = logging.get_logger(__name__)
 

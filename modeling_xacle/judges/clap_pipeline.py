@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from transformers import ClapProcessor
 
-from ..feature_extraction_xacle import load_waveform
 from ..pipeline_xacle import SMALLEST_PASS, AudioTextAlignmentPipeline, evaluation_mode
+from ..waveforms_xacle import load_waveform
 from .clap import ClapTeacher, clip_features
 
 

@@ -21,9 +21,9 @@ from .. import __version__
 from ..checkpoints.loading import load_part
 from ..checkpoints.provenance import commit_of, made_from, read_card
 from ..configuration_xacle import STAGES, XacleConfig
-from ..feature_extraction_xacle import audio_engine
 from ..installation import torchaudio_problem
 from ..modeling_xacle import XacleModel
+from ..waveforms_xacle import audio_engine
 from .options import TableOptions
 from .scorer import load_scorer, scorer_settings, scorer_signature
 

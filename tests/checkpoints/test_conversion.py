@@ -342,7 +342,13 @@ def test_hub_id(tmp_path):
 
 def test_converted_folder_is_complete(model_folder):
     files = {path.name for path in model_folder.iterdir()}
-    code = {"configuration_xacle.py", "feature_extraction_xacle.py", "pipeline_xacle.py", "processing_xacle.py"}
+    code = {
+        "configuration_xacle.py",
+        "feature_extraction_xacle.py",
+        "pipeline_xacle.py",
+        "processing_xacle.py",
+        "waveforms_xacle.py",
+    }
     code |= {"modeling_beats.py", "modeling_captioning.py", "modeling_xacle.py"}
     data = {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json"}
     assert files == code | data | {"README.md"}

@@ -21,7 +21,14 @@ CLIP = str(PARITY / "wav" / "b_16k_3s.wav")
 SCORE = next(
     pair["score_0_10"] for pair in EXPECTED["pairs"] if (pair["wav"], pair["text"]) == ("b_16k_3s.wav", "beep")
 )
-CODE = {"configuration_xacle", "feature_extraction_xacle", "modeling_beats", "modeling_xacle", "pipeline_xacle"}
+CODE = {
+    "waveforms_xacle",
+    "configuration_xacle",
+    "feature_extraction_xacle",
+    "modeling_beats",
+    "modeling_xacle",
+    "pipeline_xacle",
+}
 ALLOWED = {"torch", "torchaudio", "transformers", "numpy", "soundfile"}
 
 BEGIN = """

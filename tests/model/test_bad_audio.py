@@ -7,7 +7,7 @@ import pytest
 import soundfile
 from conftest import SAMPLING_RATE
 
-from modeling_xacle import feature_extraction_xacle, load_waveform
+from modeling_xacle import load_waveform, waveforms_xacle
 
 
 def encoded(samples, format="WAV", subtype=None):
@@ -121,7 +121,7 @@ def test_what_goes_wrong_inside_names_the_file(error, reason, tmp_path, monkeypa
 
     path = tmp_path / "clip.wav"
     path.write_bytes(encoded(np.zeros(100)))
-    monkeypatch.setattr(feature_extraction_xacle, "_check_samples", failing)
+    monkeypatch.setattr(waveforms_xacle, "_check_samples", failing)
     for source in (path, str(path), {"bytes": path.read_bytes(), "path": str(path)}):
         with pytest.raises(OSError, match=reason) as refusal:
             load_waveform(source)

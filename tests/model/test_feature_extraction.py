@@ -12,8 +12,9 @@ import torch
 from conftest import EXPECTED, PARITY, SAMPLING_RATE
 from transformers import AutoFeatureExtractor
 
-from modeling_xacle import XacleFeatureExtractor, feature_extraction_xacle, load_waveform
-from modeling_xacle.feature_extraction_xacle import audio_engine, mel_filters, resample
+from modeling_xacle import XacleFeatureExtractor, feature_extraction_xacle, load_waveform, waveforms_xacle
+from modeling_xacle.feature_extraction_xacle import mel_filters
+from modeling_xacle.waveforms_xacle import audio_engine, resample
 
 
 def write(path, samples, rate=SAMPLING_RATE, **kwargs):
@@ -31,7 +32,7 @@ def torchaudio():
 @pytest.fixture
 def without_torchaudio(monkeypatch):
     """As where torchaudio is not installed."""
-    decided = (feature_extraction_xacle._torchaudio, feature_extraction_xacle._window_and_filters)
+    decided = (waveforms_xacle.usable_torchaudio, feature_extraction_xacle._window_and_filters)
     monkeypatch.setitem(sys.modules, "torchaudio", None)
     for function in decided:
         function.cache_clear()
@@ -82,8 +83,8 @@ def test_mel_filters_equal_torchaudio_bit_for_bit(bins, fft_size, rate, torchaud
 @pytest.fixture
 def in_blocks(monkeypatch):
     """As if every rate had too large a kernel."""
-    monkeypatch.setattr(feature_extraction_xacle, "LARGEST_KERNEL", 0)
-    monkeypatch.setattr(feature_extraction_xacle, "BLOCK_SIZE", 2**12)
+    monkeypatch.setattr(waveforms_xacle, "LARGEST_KERNEL", 0)
+    monkeypatch.setattr(waveforms_xacle, "BLOCK_SIZE", 2**12)
 
 
 @pytest.mark.parametrize(
@@ -100,23 +101,23 @@ def test_resampling_in_blocks_differs_by_rounding_alone(rate, target, without_to
 
 @pytest.mark.parametrize("rate", [1009, 11127, 22254, 99991, 999983])
 def test_no_rate_takes_more_than_a_block_of_weights(rate, monkeypatch):
-    sizes, weights = [], feature_extraction_xacle._sinc_weights
+    sizes, weights = [], waveforms_xacle._sinc_weights
 
     def noted(*places):
         sizes.append((block := weights(*places)).numel())
         return block
 
-    monkeypatch.setattr(feature_extraction_xacle, "_sinc_weights", noted)
+    monkeypatch.setattr(waveforms_xacle, "_sinc_weights", noted)
     resampled = resample(torch.ones(2, rate // 10), rate, SAMPLING_RATE)
     assert resampled.shape == (2, -(-(rate // 10) * SAMPLING_RATE // rate))
-    assert 0 < max(sizes) <= feature_extraction_xacle.BLOCK_SIZE // 2
+    assert 0 < max(sizes) <= waveforms_xacle.BLOCK_SIZE // 2
     torch.testing.assert_close(resampled[:, 200:-200], torch.ones_like(resampled)[:, 200:-200], atol=2e-2, rtol=0)
 
 
 @pytest.mark.parametrize("rate", [rate for rate in RATES if rate != 16010])
 @pytest.mark.parametrize("target", [SAMPLING_RATE, 48000])
 def test_ordinary_rates_are_never_resampled_in_blocks(rate, target, monkeypatch):
-    monkeypatch.setattr(feature_extraction_xacle, "_resample_in_blocks", None)
+    monkeypatch.setattr(waveforms_xacle, "_resample_in_blocks", None)
     resample(torch.ones(1, 100), rate, target)
 
 
@@ -328,7 +329,7 @@ def test_a_declared_length_that_is_not_there_takes_no_memory(total, max_seconds,
         load_waveform(content, max_seconds=max_seconds)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 16 * feature_extraction_xacle.BLOCK_SIZE  # bytes
+    assert peak < 16 * waveforms_xacle.BLOCK_SIZE  # bytes
 
 
 def test_only_what_is_needed_has_to_be_there(tmp_path, tone):
@@ -339,7 +340,7 @@ def test_only_what_is_needed_has_to_be_there(tmp_path, tone):
 
 @pytest.mark.parametrize("format", ["WAV", "FLAC", "MP3", "VORBIS", "OPUS"])
 def test_reading_in_blocks_gives_the_samples_of_the_whole(format, tmp_path, monkeypatch, noise):
-    monkeypatch.setattr(feature_extraction_xacle, "BLOCK_SIZE", 7777)
+    monkeypatch.setattr(waveforms_xacle, "BLOCK_SIZE", 7777)
     name, subtype = ("ogg", format) if format in ("VORBIS", "OPUS") else (format.lower(), None)
     path = write(tmp_path / f"clip.{name}", noise[0], subtype=subtype)
     with soundfile.SoundFile(path) as file:

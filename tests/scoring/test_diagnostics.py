@@ -13,8 +13,8 @@ from conftest import PARITY, ROOT
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from modeling_xacle import installation
-from modeling_xacle.feature_extraction_xacle import audio_engine
 from modeling_xacle.scoring import diagnostics
+from modeling_xacle.waveforms_xacle import audio_engine
 
 SETUP = ROOT / "setup.cfg"
 
@@ -154,8 +154,8 @@ def test_beside_a_torchaudio_that_does_not_import_the_package_works_and_tells_th
     """In a process of its own, where nothing was imported before."""
     path = os.pathsep.join([str(broken_torchaudio("raise RuntimeError('another CUDA')")), str(SETUP.parent)])
     code = """
-from modeling_xacle import feature_extraction_xacle, installation
-print(feature_extraction_xacle.audio_engine(), installation.torchaudio_problem(), sep="|")
+from modeling_xacle import installation, waveforms_xacle
+print(waveforms_xacle.audio_engine(), installation.torchaudio_problem(), sep="|")
 """
     environment = os.environ | {"PYTHONPATH": path}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=environment)
