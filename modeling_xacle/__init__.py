@@ -39,6 +39,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "configuration_xacle": ["BeatsConfig", "XacleConfig"],
+        "feature_extraction_towers": ["XacleTowerFeatureExtractor"],
         "feature_extraction_xacle": ["XacleFeatureExtractor"],
         "modeling_beats": ["BeatsForAudioClassification", "BeatsModel"],
         "modeling_captioning": ["XacleForConditionalGeneration"],

@@ -91,7 +91,8 @@ class XacleConfig(PreTrainedConfig):
     Qwen2.5-0.5B.
 
     Args:
-        audio_config (`BeatsConfig` or `dict`): The audio encoder.
+        audio_config (`PreTrainedConfig` or `dict`): The audio encoder: BEATs ([`BeatsConfig`]), or one of a family that
+            `modeling_towers.py` lists.
         text_config (`PreTrainedConfig` or `dict`): The language model; any causal decoder the Auto classes know.
         num_audio_tokens (`int`): Tokens an audio clip takes in the sequence; the encoder's output is average-pooled to
             this number.
@@ -150,6 +151,11 @@ class XacleConfig(PreTrainedConfig):
         # Otherwise the entry would make `pipeline` ask for `trust_remote_code` although no remote code is needed.
         if not __name__.startswith("transformers_modules."):
             kwargs.pop("custom_pipelines", None)
+        if isinstance(self.audio_config, dict):
+            settings = dict(self.audio_config)
+            kind = settings.pop("model_type", BeatsConfig.model_type)
+            is_beats = kind == BeatsConfig.model_type  # which a stranger's AutoConfig does not know
+            self.audio_config = BeatsConfig(**settings) if is_beats else AutoConfig.for_model(kind, **settings)
         super().__post_init__(**kwargs)
         if self.num_audio_tokens < 1:
             raise ValueError(f"num_audio_tokens={self.num_audio_tokens} must be at least 1.")

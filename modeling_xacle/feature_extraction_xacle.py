@@ -97,41 +97,16 @@ def log_losses(notes: Iterable[list[str]]) -> None:
                 logger.warning(f"Input {index}: {note}")
 
 
-class XacleFeatureExtractor(SequenceFeatureExtractor):
-    r"""
-    Turns audio into normalised log-mel spectrograms, the front end of BEATs (microsoft/unilm `beats/BEATs.py`).
-
-    Args:
-        feature_size (`int`): Mel bins.
-        sampling_rate (`int`): Rate in Hz to which audio is resampled.
-        padding_value (`float`): Sample value of the padding, which counts as sound.
-        max_seconds (`float`): Length in seconds to which audio is padded or cut.
-        frame_length_ms (`float`): Window of one frame, in milliseconds.
-        frame_shift_ms (`float`): Distance between frames, in milliseconds.
-        mel_mean (`float`): Mean of the log-mel energies of the training data.
-        mel_std (`float`): Their standard deviation; features are `(log_mel - mel_mean) / (2 * mel_std)`.
+class WindowFeatureExtractor(SequenceFeatureExtractor):
+    """
+    What the feature extractors share: it loads clips, each cut to one window, and says what was done to them. A child
+    class has `max_seconds` and makes the features (`encode`); `axes` are those of time and mel bins in a clip's
+    features, or `None` if these are no spectrogram.
     """
 
     model_input_names = ["input_features"]
-
-    def __init__(
-        self,
-        feature_size: int = 128,
-        sampling_rate: int = 16000,
-        padding_value: float = 0.0,
-        max_seconds: float = 10.0,
-        frame_length_ms: float = 25.0,
-        frame_shift_ms: float = 10.0,
-        mel_mean: float = 15.41663,
-        mel_std: float = 6.55582,
-        **kwargs: Any,
-    ):
-        super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
-        self.max_seconds = max_seconds
-        self.frame_length_ms = frame_length_ms
-        self.frame_shift_ms = frame_shift_ms
-        self.mel_mean = mel_mean
-        self.mel_std = mel_std
+    axes: tuple[int, int] | None = None
+    max_seconds: float
 
     def __call__(
         self,
@@ -152,8 +127,8 @@ class XacleFeatureExtractor(SequenceFeatureExtractor):
             return_notes (`bool`): Return `notes`, a list of strings for each audio, instead of logging what was cut.
 
         Returns:
-            `BatchFeature` with `input_features`, float32 of shape `(batch_size, num_frames, feature_size)`: 10 s give
-            998 frames.
+            `BatchFeature` with what [`encode`] returns; of [`XacleFeatureExtractor`] `input_features`, float32 of shape
+            `(batch_size, num_frames, feature_size)`: 10 s give 998 frames.
         """
         clips = audio if is_batch(audio) else [audio]
         if not clips:
@@ -171,20 +146,63 @@ class XacleFeatureExtractor(SequenceFeatureExtractor):
         waveform, notes = load_waveform(audio, sampling_rate, self.sampling_rate, self.max_seconds)
         return waveform, notes + self.padding_note(len(waveform))
 
-    def encode(
-        self, waveforms: Sequence[torch.Tensor], device: str | torch.device | None = None
-    ) -> dict[str, torch.Tensor]:
-        """
-        Returns the model's `input_features`, float32 of shape `(batch_size, num_frames, feature_size)`, of mono
-        waveforms, each of shape `(samples,)`, at `sampling_rate`.
-        """
-        return {"input_features": self.log_mel(torch.stack([self.fit(clip) for clip in waveforms]).to(device or "cpu"))}
-
     def padding_note(self, num_samples: int, what: str = "") -> list[str]:
         """Returns the note on padding so many samples to `max_seconds`; none if no padding is needed."""
         if num_samples >= round(self.max_seconds * self.sampling_rate):
             return []
         return [f"padded: {what}{num_samples / self.sampling_rate:.6g} s to {self.max_seconds:g} s"]
+
+    def encode(
+        self, waveforms: Sequence[torch.Tensor], device: str | torch.device | None = None
+    ) -> dict[str, torch.Tensor]:
+        """
+        Returns a model's inputs, `input_features` with a first axis of `batch_size`, and perhaps a mask, of mono
+        waveforms, each of shape `(samples,)`, at `sampling_rate`.
+        """
+        raise NotImplementedError
+
+
+class XacleFeatureExtractor(WindowFeatureExtractor):
+    r"""
+    Turns audio into normalised log-mel spectrograms, the front end of BEATs (microsoft/unilm `beats/BEATs.py`).
+
+    Args:
+        feature_size (`int`): Mel bins.
+        sampling_rate (`int`): Rate in Hz to which audio is resampled.
+        padding_value (`float`): Sample value of the padding, which counts as sound.
+        max_seconds (`float`): Length in seconds to which audio is padded or cut.
+        frame_length_ms (`float`): Window of one frame, in milliseconds.
+        frame_shift_ms (`float`): Distance between frames, in milliseconds.
+        mel_mean (`float`): Mean of the log-mel energies of the training data.
+        mel_std (`float`): Their standard deviation; features are `(log_mel - mel_mean) / (2 * mel_std)`.
+    """
+
+    axes = (0, 1)
+
+    def __init__(
+        self,
+        feature_size: int = 128,
+        sampling_rate: int = 16000,
+        padding_value: float = 0.0,
+        max_seconds: float = 10.0,
+        frame_length_ms: float = 25.0,
+        frame_shift_ms: float = 10.0,
+        mel_mean: float = 15.41663,
+        mel_std: float = 6.55582,
+        **kwargs: Any,
+    ):
+        super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
+        self.max_seconds = max_seconds
+        self.frame_length_ms = frame_length_ms
+        self.frame_shift_ms = frame_shift_ms
+        self.mel_mean = mel_mean
+        self.mel_std = mel_std
+
+    def encode(
+        self, waveforms: Sequence[torch.Tensor], device: str | torch.device | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Returns `input_features`, float32 of shape `(batch_size, num_frames, feature_size)`, of mono waveforms."""
+        return {"input_features": self.log_mel(torch.stack([self.fit(clip) for clip in waveforms]).to(device or "cpu"))}
 
     def fit(self, waveform: torch.Tensor) -> torch.Tensor:
         """Returns the waveform, of shape `(samples,)`, padded at its end or cut to exactly `max_seconds`."""

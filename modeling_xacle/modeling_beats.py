@@ -20,6 +20,9 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_xacle import BeatsConfig
 
+# Larger tensors do not stay in the cache, and glibc asks the system for their memory again each time.
+CPU_CACHE_BYTES = 2**25
+
 
 @dataclass
 class BeatsClassifierOutput(ModelOutput):
@@ -319,6 +322,16 @@ class BeatsModel(BeatsPreTrainedModel):
                 f"input_features has shape {shape}, but BEATs expects (batch_size, num_frames, {config.num_mel_bins}) "
                 f"with at least one clip and {config.patch_size} frames. Make them with XacleFeatureExtractor."
             )
+
+    def clips_at_once(self, input_features: torch.Tensor) -> int:
+        """Returns the clips in one pass: on a CPU, so many that a layer's largest tensor stays in the cache."""
+        num_clips, num_frames = input_features.shape[:2]
+        if input_features.device.type != "cpu":
+            return max(1, num_clips)
+        config = self.config
+        num_tokens = (num_frames // config.patch_size) * (config.num_mel_bins // config.patch_size)
+        widest = max(config.num_attention_heads * num_tokens, config.intermediate_size)
+        return max(1, CPU_CACHE_BYTES // (4 * max(1, num_tokens * widest)))
 
     def _position_bias(self, num_tokens: int, device: torch.device) -> torch.Tensor:
         """

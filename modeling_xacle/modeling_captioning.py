@@ -64,6 +64,7 @@ class XacleForConditionalGeneration(XaclePreTrainedModel, GenerationMixin):
         cache: Cache | None = None,
         use_cache: bool = False,
         logits_to_keep: int | torch.Tensor = 0,
+        input_features_mask: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """
@@ -76,7 +77,8 @@ class XacleForConditionalGeneration(XaclePreTrainedModel, GenerationMixin):
                 padding at either end; or the mask that `generate` makes of it.
             position_ids (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): Token positions; by
                 default counted without the padding.
-            input_features (`torch.Tensor` of shape `(batch_size, num_frames, num_mel_bins)`, *optional*): Spectrogram.
+            input_features (`torch.Tensor` of shape `(batch_size, ...)`, *optional*): The sound, as for
+                `get_audio_features`; so is `input_features_mask`, of shape `(batch_size, num_frames)`.
             audio_features (`torch.Tensor` of shape `(batch_size, num_audio_tokens, audio_hidden_size)`, *optional*):
                 Output of `get_audio_features`, instead of `input_features`.
             inputs_embeds (`torch.Tensor` of shape `(batch_size, sequence_length, hidden_size)`, *optional*): Output of
@@ -90,6 +92,8 @@ class XacleForConditionalGeneration(XaclePreTrainedModel, GenerationMixin):
         Raises:
             ValueError: Not exactly one of tokens and embeddings; embeddings and a sound; audio tokens are missing.
         """
+        if input_features is not None and inputs_embeds is None:
+            audio_features = self.model.get_audio_features(input_features, input_features_mask)
         inputs_embeds = self._embed(input_ids, input_features, audio_features, inputs_embeds, cache)
         if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2:
             attention_mask, position_ids = self._without_padding(inputs_embeds, attention_mask, position_ids, cache)
@@ -152,8 +156,6 @@ class XacleForConditionalGeneration(XaclePreTrainedModel, GenerationMixin):
             raise ValueError("Give either `input_ids` or `inputs_embeds`.")
         if inputs_embeds is not None and (input_features is not None or audio_features is not None):
             raise ValueError("`inputs_embeds` hold the sound already: leave out `input_features` and `audio_features`.")
-        if input_features is not None:
-            audio_features = self.model.get_audio_features(input_features)
         if inputs_embeds is not None:
             return inputs_embeds
         if audio_features is None:
@@ -180,14 +182,20 @@ class XacleForConditionalGeneration(XaclePreTrainedModel, GenerationMixin):
             inputs.pop("audio_features", None)
         return inputs
 
-    def generate(self, *args: Any, input_features: torch.Tensor | None = None, **kwargs: Any) -> Any:
+    def generate(
+        self,
+        *args: Any,
+        input_features: torch.Tensor | None = None,
+        input_features_mask: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
         """
         Write captions: greedy, beam search or sampling, with arguments and results of `GenerationMixin.generate`. Each
         clip is encoded once, whatever the number of beams.
 
         Args:
-            input_features (`torch.Tensor` of shape `(batch_size, num_frames, num_mel_bins)`, *optional*): Normalised
-                log-mel spectrogram; or give `audio_features`.
+            input_features (`torch.Tensor` of shape `(batch_size, ...)`, *optional*): The sound, as for
+                `get_audio_features`; so is `input_features_mask`. Or give `audio_features`.
 
         Returns:
             `torch.Tensor` of shape `(batch_size * num_return_sequences, longest)`: The prompts and the new tokens;
@@ -202,7 +210,7 @@ class XacleForConditionalGeneration(XaclePreTrainedModel, GenerationMixin):
                 raise ValueError(f"`{name}` does not work with a sound in the prompt: leave it out.")
         if input_features is not None:
             with torch.no_grad():
-                kwargs["audio_features"] = self.model.get_audio_features(input_features)
+                kwargs["audio_features"] = self.model.get_audio_features(input_features, input_features_mask)
         prompts = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids"))
         if prompts is not None and kwargs.get("audio_features") is None and kwargs.get("cache") is None:
             self._check_sound(prompts)

@@ -1,4 +1,4 @@
-"""The alignment model: BEATs -> SwiGLU projector -> causal language model -> score (arXiv 2602.00604, section 2)."""
+"""The alignment model: audio tower -> projector -> causal language model -> score (arXiv 2602.00604, section 2)."""
 
 import math
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple, maybe_autocast
 
 from .configuration_xacle import XacleConfig
-from .modeling_beats import BeatsModel
+from .modeling_towers import build_tower, pool_tokens, read_tower
 
 
 @dataclass
@@ -51,7 +51,7 @@ class XacleProjector(nn.Module):
     def __init__(self, config: XacleConfig):
         super().__init__()
         audio_size, text_size = config.audio_config.hidden_size, config.text_config.hidden_size
-        self.norm = nn.LayerNorm(audio_size, eps=config.audio_config.layer_norm_eps)
+        self.norm = nn.LayerNorm(audio_size, eps=getattr(config.audio_config, "layer_norm_eps", PROJECTOR_NORM_EPS))
         self.up_proj = nn.Linear(audio_size, 2 * config.projector_intermediate_size)
         self.dropout = nn.Dropout(config.projector_dropout)
         self.down_proj = nn.Linear(config.projector_intermediate_size, text_size)
@@ -75,14 +75,14 @@ class InputPrecisionLinear(nn.Linear):
         return nn.functional.linear(inputs, self.weight.to(inputs.dtype), bias)
 
 
+# Of the projector's norm, where the tower's config names none.
+PROJECTOR_NORM_EPS = 1e-5
 # What the score head reads of a caption's likelihood: the mean log-probability of its tokens and its end; the lowest
 # four, which tell one wrong word from a wrong half; that of the end, which is high if the caption omits nothing heard;
 # the mean distance to the likeliest token; and the caption's length.
 NUM_LEAST = 4
 NUM_LIKELIHOOD_FEATURES = NUM_LEAST + 4
 LENGTH_UNIT = 16  # tokens
-# Larger tensors do not stay in the cache, and glibc asks the system for their memory again each time.
-CPU_CACHE_BYTES = 2**25
 # Initial weight of the mean, which varies by about one among captions, while labels vary by about one half.
 INITIAL_LIKELIHOOD_WEIGHT = 0.5
 
@@ -186,13 +186,13 @@ class XacleModel(XaclePreTrainedModel):
     """
     Scores how well a sound matches a caption.
 
-    `forward` takes the log-mel spectrogram (`input_features`), or what [`~XacleModel.get_audio_features`] makes of it
+    `forward` takes the sound's features (`input_features`), or what [`~XacleModel.get_audio_features`] makes of it
     (`audio_features`), which serves feature caches and many captions for one clip.
     """
 
     def __init__(self, config: XacleConfig):
         super().__init__(config)
-        self.audio_tower = BeatsModel(config.audio_config)
+        self.audio_tower = build_tower(config.audio_config)
         self.projector = XacleProjector(config)
         # Use the dtype of everything built here, not the one in the language model's own config.
         self.language_model = AutoModel.from_config(config.text_config, dtype=torch.get_default_dtype())
@@ -239,36 +239,27 @@ class XacleModel(XaclePreTrainedModel):
         limit = getattr(self.config.text_config, "final_logit_softcapping", None)  # Gemma's
         return logits if limit is None else limit * torch.tanh(logits / limit)
 
-    def get_audio_features(self, input_features: torch.Tensor) -> torch.Tensor:
+    def get_audio_features(
+        self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """
         Encode clips, up to the projector: everything that depends on the (frozen) encoder alone.
 
         Args:
-            input_features (`torch.Tensor` of shape `(batch_size, num_frames, num_mel_bins)`): Normalised log-mel
-                spectrogram.
+            input_features (`torch.Tensor` of shape `(batch_size, ...)`): What the tower's feature extractor makes of
+                clips; for BEATs `(batch_size, num_frames, num_mel_bins)`, normalised log-mel spectrograms.
+            input_features_mask (`torch.Tensor` of shape `(batch_size, num_frames)`, *optional*): True for sound and
+                False for the padding behind it, if the extractor tells them apart. BEATs hears padding as silence.
 
         Returns:
             `torch.Tensor` of shape `(batch_size, num_audio_tokens, audio_hidden_size)`; with a gradient only where the
             input or a weight of the encoder needs one.
         """
-        clips_at_once = self._clips_at_once(input_features)
         tensors = [input_features, *self.audio_tower.parameters()]
         needs_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
         with torch.set_grad_enabled(needs_gradient):
-            tokens = [self.audio_tower(clips).last_hidden_state for clips in input_features.split(clips_at_once)]
-        tokens = torch.cat(tokens).transpose(1, 2)  # (B, T, F) -> (B, N, D) -> (B, D, N)
-        return nn.functional.adaptive_avg_pool1d(tokens, self.config.num_audio_tokens).transpose(1, 2)
-
-    def _clips_at_once(self, input_features: torch.Tensor) -> int:
-        """Returns the clips in one encoder pass: on a CPU, so many that a layer's largest tensor stays in the cache."""
-        self.audio_tower.check_input(input_features)
-        num_clips, num_frames = input_features.shape[:2]
-        if input_features.device.type != "cpu":
-            return max(1, num_clips)
-        config = self.config.audio_config
-        num_tokens = (num_frames // config.patch_size) * (config.num_mel_bins // config.patch_size)
-        widest = max(config.num_attention_heads * num_tokens, config.intermediate_size)
-        return max(1, CPU_CACHE_BYTES // (4 * max(1, num_tokens * widest)))
+            states = read_tower(self.audio_tower, input_features, input_features_mask)
+        return pool_tokens(states, self.config.num_audio_tokens, input_features_mask)
 
     @can_return_tuple
     def forward(
@@ -281,6 +272,7 @@ class XacleModel(XaclePreTrainedModel):
         inputs_embeds: None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        input_features_mask: torch.Tensor | None = None,
     ) -> XacleOutput:
         """
         Score pairs. [`XacleProcessor`] makes the inputs.
@@ -291,8 +283,8 @@ class XacleModel(XaclePreTrainedModel):
             attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): 1 for tokens, 0 for
                 padding. Padding must be at the end, where causal attention hides it from the score, so nothing is
                 masked.
-            input_features (`torch.Tensor` of shape `(batch_size, num_frames, num_mel_bins)`, *optional*): Normalised
-                log-mel spectrogram.
+            input_features (`torch.Tensor` of shape `(batch_size, ...)`, *optional*): What the feature extractor makes
+                of the clips.
             audio_features (`torch.Tensor` of shape `(batch_size, num_audio_tokens, audio_hidden_size)`, *optional*):
                 Output of `get_audio_features`, instead of `input_features`.
             labels (`torch.Tensor` of shape `(batch_size,)`, *optional*): Targets in [-1, 1]
@@ -301,6 +293,8 @@ class XacleModel(XaclePreTrainedModel):
                 passes it.
             output_hidden_states (`bool`, *optional*), output_attentions (`bool`, *optional*): Return those of the
                 language model.
+            input_features_mask (`torch.Tensor` of shape `(batch_size, num_frames)`, *optional*): As for
+                `get_audio_features`.
 
         Raises:
             ValueError: Not exactly one of `input_features` and `audio_features` is given; there is padding before the
@@ -309,7 +303,7 @@ class XacleModel(XaclePreTrainedModel):
         # Check before the encoder starts: on a GPU, a check waits for all work that was started.
         self._check_inputs(input_ids, attention_mask, input_features, audio_features, labels, inputs_embeds)
         if audio_features is None:
-            audio_features = self.get_audio_features(input_features)
+            audio_features = self.get_audio_features(input_features, input_features_mask)
         outputs = self.language_model(
             inputs_embeds=self.embed(input_ids, audio_features),
             use_cache=False,

@@ -267,24 +267,26 @@ class AudioTextAlignmentPipeline(Pipeline):
 
     def with_spectrograms(self, item: dict[str, Any]) -> dict[str, Any]:
         """
-        Returns a preprocessed input with `input_features` of shape `(num_windows, num_frames, num_mel_bins)` instead of
-        its waveform: the first step of [`_forward`], which loaders can do in advance.
+        Returns a preprocessed input with `sound`, the features of its windows, instead of its waveform: the first step
+        of [`_forward`], which loaders can do in advance.
         """
         windows = [(item, number) for number in range(len(item["spans"]))]
         kept = {name: value for name, value in item.items() if name != "waveform"}
-        return {**kept, "input_features": self._spectrograms(windows)}
+        return {**kept, "sound": self._features(windows)}
 
-    def _spectrograms(self, windows: list[tuple[dict[str, Any], int]]) -> torch.Tensor:
-        """Returns log-mel spectrograms `(num_windows, num_frames, num_mel_bins)`; all inputs have them, or none."""
-        if "input_features" in windows[0][0]:
-            return torch.stack([item["input_features"][number] for item, number in windows])
-        extractor = self.processor.feature_extractor
+    def _features(self, windows: list[tuple[dict[str, Any], int]]) -> dict[str, torch.Tensor]:
+        """Returns the arguments of `get_audio_features` for windows; all inputs have them already, or none."""
+        first, _ = windows[0]
+        if "sound" in first:
+            names = first["sound"]
+            return {name: torch.stack([item["sound"][name][number] for item, number in windows]) for name in names}
         spans = [(item["waveform"], *item["spans"][number]) for item, number in windows]
-        return extractor.log_mel(torch.stack([extractor.fit(waveform[start:end]) for waveform, start, end in spans]))
+        waveforms = [waveform[start:end] for waveform, start, end in spans]
+        return self.processor.feature_extractor.encode(waveforms, device=waveforms[0].device)
 
     def _score_windows(self, windows: list[tuple[dict[str, Any], int]], pass_size: int) -> torch.Tensor:
         """Scores each window, an input with the window's number, against each of its captions: `(num_pairs,)`."""
-        audio_features = self.model.get_audio_features(self._spectrograms(windows))  # (W, T, F) -> (W, N, D)
+        audio_features = self.model.get_audio_features(**self._features(windows))  # -> (W, N, D)
         pairs = [(row, ids) for row, (item, _) in enumerate(windows) for ids in item["sequences"]]
         order = sorted(range(len(pairs)), key=lambda index: len(pairs[index][1]))  # little padding in each pass
         scores = audio_features.new_empty(len(pairs), dtype=torch.float32)

@@ -6,6 +6,7 @@ import torch
 from transformers import BatchFeature, ProcessorMixin
 
 from .feature_extraction_xacle import is_batch, log_losses
+from .modeling_towers import audio_family
 
 AUDIO_START_TOKEN = "[AUDIO_START]"
 AUDIO_END_TOKEN = "[AUDIO_END]"
@@ -30,6 +31,7 @@ def check_agreement(config: Any, processor: "XacleProcessor") -> None:
             "Model and processor differ in their special tokens or in the number of audio tokens: give the "
             "processor that was saved with this model."
         )
+    check_front_end(config.audio_config, processor.feature_extractor)
     if processor.audio_first != config.caption_likelihood:
         raise ValueError(
             f"The processor puts captions {'behind' if processor.audio_first else 'before'} the sound "
@@ -45,6 +47,21 @@ def check_agreement(config: Any, processor: "XacleProcessor") -> None:
         )
 
 
+def check_front_end(audio_config: Any, extractor: Any) -> None:
+    """
+    Check that a feature extractor is of the kind that an audio tower, given by its config, was trained with.
+
+    Raises:
+        ValueError: It is not, so that the tower would hear noise.
+    """
+    wanted, found = audio_family(audio_config).extractor, type(getattr(extractor, "front_end", extractor)).__name__
+    if found != wanted:
+        raise ValueError(
+            f"An audio tower of type {audio_config.model_type} hears what {wanted} makes of a sound, not what {found} "
+            "does: give the processor that was saved with this model."
+        )
+
+
 class XacleProcessor(ProcessorMixin):
     r"""
     Builds the sequence: caption, `[AUDIO_START]`, N x `[AUDIO]`, `[AUDIO_END]`, `[SCORE]`, padded at its end (arXiv
@@ -52,7 +69,7 @@ class XacleProcessor(ProcessorMixin):
     score.
 
     Args:
-        feature_extractor (`XacleFeatureExtractor`): Audio -> log-mel spectrogram.
+        feature_extractor (`WindowFeatureExtractor`): Audio -> what the model's audio tower hears.
         tokenizer (`PreTrainedTokenizerBase`): Tokenizer of the language model with the four tokens of `SPECIAL_TOKENS`
             added.
         num_audio_tokens (`int`): Audio tokens per clip, as in the model's `config.num_audio_tokens`.
@@ -104,7 +121,7 @@ class XacleProcessor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         """The names of the tensors that a call with captions and audio returns."""
-        return ["input_ids", "attention_mask", "input_features"]
+        return ["input_ids", "attention_mask", *self.feature_extractor.model_input_names]
 
     def __call__(
         self,
@@ -131,8 +148,8 @@ class XacleProcessor(ProcessorMixin):
 
         Returns:
             `BatchFeature` with `input_ids` and `attention_mask` of shape `(batch_size, sequence_length)` (1 for
-            tokens, 0 for the padding at the end) and `input_features` of shape `(batch_size, num_frames,
-            num_mel_bins)`.
+            tokens, 0 for the padding at the end), and what the feature extractor returns: `input_features` of shape
+            `(batch_size, num_frames, num_mel_bins)` for BEATs.
 
         Raises:
             ValueError: A caption is empty, captions and clips differ in number, or audio cannot be used.
@@ -178,8 +195,8 @@ class XacleProcessor(ProcessorMixin):
 
         Returns:
             `BatchFeature` with `input_ids` and `attention_mask` of shape `(batch_size, sequence_length)`,
-            `input_features` of shape `(batch_size, num_frames, num_mel_bins)`, and with captions `labels` of the
-            same shape as `input_ids`: the id where a token is to be predicted, -100 elsewhere.
+            what the feature extractor returns, and with captions `labels` of the same shape as `input_ids`: the id
+            where a token is to be predicted, -100 elsewhere.
         """
         features = self.feature_extractor(audio, sampling_rate, device=device)
         if text is None:

@@ -20,6 +20,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from . import DEFAULT_MODEL
 from .configuration_xacle import BeatsConfig, XacleConfig
+from .feature_extraction_towers import XacleTowerFeatureExtractor
 from .feature_extraction_xacle import XacleFeatureExtractor
 from .modeling_beats import BeatsForAudioClassification, BeatsModel
 from .modeling_captioning import XacleForConditionalGeneration
@@ -30,7 +31,9 @@ from .speed import FastAudioTextAlignmentPipeline
 for config_class in (BeatsConfig, XacleConfig):
     AutoConfig.register(config_class.model_type, config_class)
     config_class.register_for_auto_class()
-    AutoFeatureExtractor.register(config_class, XacleFeatureExtractor)
+# A folder's own settings name the class; these are the ones that it may name.
+AutoFeatureExtractor.register(BeatsConfig, XacleFeatureExtractor)
+AutoFeatureExtractor.register(XacleConfig, XacleTowerFeatureExtractor)
 AutoModel.register(BeatsConfig, BeatsModel)
 AutoModelForAudioClassification.register(BeatsConfig, BeatsForAudioClassification)
 AutoModel.register(XacleConfig, XacleModel)
@@ -41,6 +44,7 @@ BeatsForAudioClassification.register_for_auto_class("AutoModelForAudioClassifica
 XacleModel.register_for_auto_class("AutoModel")
 XacleForConditionalGeneration.register_for_auto_class("AutoModelForMultimodalLM")
 XacleFeatureExtractor.register_for_auto_class()
+XacleTowerFeatureExtractor.register_for_auto_class()
 XacleProcessor.register_for_auto_class()
 PIPELINE_REGISTRY.register_pipeline(
     "audio-text-alignment",

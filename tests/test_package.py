@@ -20,9 +20,11 @@ TRAVELS = {
     "configuration_xacle": {"modeling_captioning", "pipeline_xacle"},
     "waveforms_xacle": set(),
     "feature_extraction_xacle": {"waveforms_xacle"},
-    "processing_xacle": {"feature_extraction_xacle"},
+    "feature_extraction_towers": {"feature_extraction_xacle"},
+    "processing_xacle": {"feature_extraction_xacle", "modeling_towers"},
     "modeling_beats": {"configuration_xacle"},
-    "modeling_xacle": {"configuration_xacle", "modeling_beats"},
+    "modeling_towers": {"modeling_beats"},
+    "modeling_xacle": {"configuration_xacle", "modeling_towers"},
     "modeling_captioning": {"configuration_xacle", "modeling_xacle"},
     "pipeline_xacle": {"feature_extraction_xacle", "processing_xacle", "waveforms_xacle"},
 }

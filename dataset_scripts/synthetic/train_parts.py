@@ -2,7 +2,7 @@
 Train both pretrained parts of an alignment model on captioned clips, for when BEATs and Qwen2.5 cannot be downloaded.
 
     python dataset_scripts/synthetic/train_parts.py data/aac -o runs/parts
-    xacle init --beats runs/parts/beats --llm runs/parts/llm -o runs/stage0
+    xacle init --tower runs/parts/beats --llm runs/parts/llm -o runs/stage0
 
 `beats` is a `BeatsModel` of 1.4 M parameters, trained to tell which words the captions of a clip use; `llm` is a Qwen2
 of 0.7 M parameters with its own tokenizer, trained on the captions alone. Neither knows anything beyond these clips:

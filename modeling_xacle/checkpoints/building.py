@@ -7,59 +7,56 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
 
 from ..configuration_xacle import XacleConfig
 from ..modeling_xacle import XacleModel
+from ..processing_xacle import XacleProcessor
 from .conversion import (
     ConversionError,
     add_special_tokens,
     causal_config,
-    load_beats,
     load_exactly,
+    make_processor,
     provenance,
-    save_model,
+    save_folder,
 )
 from .loading import load_model, load_part
-
-logger = logging.get_logger(__name__)
+from .towers import load_tower
 
 LONGEST_CAPTION = 256  # in tokens; the processor cuts longer ones
 TRIED_TOKENS = 16
 
 
-def build_model(
-    beats: str | Path, llm: str, seed: int = 0, **config_fields: Any
-) -> tuple[XacleModel, PreTrainedTokenizerBase]:
+def build_model(tower: str | Path, llm: str, seed: int = 0, **config_fields: Any) -> tuple[XacleModel, XacleProcessor]:
     """
     Build an untrained alignment model from pretrained parts. Projector and score head are random.
 
     Args:
-        beats (`str`): The encoder, as [`load_beats`] takes it.
+        tower (`str` or `Path`): The audio tower, as [`load_tower`] takes it.
         llm (`str`): Folder or Hub id of a causal language model.
         seed (`int`): Seed of the random parts.
         config_fields: Fields of [`XacleConfig`] that differ from their defaults.
 
+    Returns:
+        The model, and the processor that it needs.
+
     Raises:
-        ConversionError: It is no BEATs encoder, or a language model that some stage could not train; says why.
+        ConversionError: It is no audio tower, or a language model that some stage could not train; says why.
     """
-    tower = load_beats(beats)
-    if tower.classifier:
-        logger.warning(f"{beats} was fine-tuned; its class predictor is left out.")
     unknown = sorted(set(config_fields) - {field.name for field in fields(XacleConfig)})
     if unknown:
         raise TypeError(f"XacleConfig has no field {', '.join(unknown)}.")
     with torch.random.fork_rng(devices=[]):
+        encoder, extractor = load_tower(tower)
         torch.manual_seed(seed)
         causal, tokenizer, token_ids = load_language_model(llm)
         text_config, decoder, head = causal.config, causal.base_model, causal.get_output_embeddings()
         text_config._name_or_path = provenance(llm)
         text_config.eos_token_id = tokenizer.eos_token_id  # ends a caption in training, likelihood and generation
-        tower.config._name_or_path = provenance(str(beats))
         config_fields.setdefault("projector_intermediate_size", 4 * text_config.hidden_size)  # the published ratio
         is_tied = head.weight is decoder.get_input_embeddings().weight
         config = XacleConfig(
-            audio_config=tower.config,
+            audio_config=encoder.config,
             text_config=text_config,
             tie_word_embeddings=is_tied,
             **token_ids,
@@ -67,11 +64,11 @@ def build_model(
         )
         check_room(config, llm)
         model = XacleModel(config)
-    load_exactly(model.audio_tower, tower.encoder, str(beats))
+    load_exactly(model.audio_tower, encoder.state_dict(), str(tower))
     load_exactly(model.language_model, decoder.state_dict(), llm)
     if not is_tied:
         load_exactly(model.lm_head, head.state_dict(), llm)
-    return model, tokenizer
+    return model, make_processor(extractor, tokenizer, config)
 
 
 def load_language_model(llm: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, int]]:
@@ -150,8 +147,8 @@ def check_room(config: XacleConfig, llm: str) -> None:
         )
 
 
-def init_model(beats: str | Path, llm: str, output: str | Path, seed: int = 0, **config_fields: Any) -> XacleModel:
+def init_model(tower: str | Path, llm: str, output: str | Path, seed: int = 0, **config_fields: Any) -> XacleModel:
     """Build an untrained model with [`build_model`] and save its folder."""
-    model, tokenizer = build_model(beats, llm, seed, **config_fields)
-    save_model(output, model, tokenizer)
+    model, processor = build_model(tower, llm, seed, **config_fields)
+    save_folder(output, model, processor)
     return model

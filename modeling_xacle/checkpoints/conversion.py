@@ -19,11 +19,10 @@ from transformers import (
 from transformers.activations import ACT2FN
 from transformers.utils import logging
 
-from ..configuration_xacle import BeatsConfig
+from ..configuration_xacle import BeatsConfig, XacleConfig
 from ..data.files import is_free, saving
-from ..feature_extraction_xacle import XacleFeatureExtractor
+from ..feature_extraction_xacle import WindowFeatureExtractor, XacleFeatureExtractor
 from ..modeling_beats import BeatsForAudioClassification, BeatsModel
-from ..modeling_xacle import XacleModel
 from ..processing_xacle import (
     AUDIO_END_TOKEN,
     AUDIO_START_TOKEN,
@@ -339,14 +338,12 @@ def add_special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     return {name: tokenizer.convert_tokens_to_ids(token) for name, token in names.items()}
 
 
-def save_model(output: str | Path, model: XacleModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Save an alignment model, with the processor that its configuration needs, in one complete folder."""
-    config = model.config
-    extractor = XacleFeatureExtractor(feature_size=config.audio_config.num_mel_bins)
-    processor = XacleProcessor(
-        extractor, tokenizer, num_audio_tokens=config.num_audio_tokens, audio_first=config.caption_likelihood
-    )
-    save_folder(output, model, processor)
+def make_processor(
+    extractor: WindowFeatureExtractor, tokenizer: PreTrainedTokenizerBase, config: XacleConfig
+) -> XacleProcessor:
+    """Returns the processor that a model of this configuration needs."""
+    options = {"num_audio_tokens": config.num_audio_tokens, "audio_first": config.caption_likelihood}
+    return XacleProcessor(extractor, tokenizer, **options)
 
 
 def save_folder(output: str | Path, model: PreTrainedModel, processor: Any) -> None:

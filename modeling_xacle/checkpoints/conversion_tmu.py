@@ -10,6 +10,7 @@ from transformers import AutoTokenizer, PreTrainedConfig
 from transformers.utils import logging
 
 from ..configuration_xacle import BeatsConfig, XacleConfig
+from ..feature_extraction_xacle import XacleFeatureExtractor
 from ..modeling_xacle import XacleModel
 from .conversion import (
     ConversionError,
@@ -21,10 +22,11 @@ from .conversion import (
     load_beats,
     load_exactly,
     load_pickle_safely,
+    make_processor,
     pop_classifier,
     provenance,
     rename_keys,
-    save_model,
+    save_folder,
 )
 from .loading import load_part
 from .provenance import write_tmu_card
@@ -182,7 +184,8 @@ def convert_tmu(
     }
     model = XacleModel(XacleConfig(**parts, **chosen, **tmu_head_sizes(state), **token_ids))
     load_exactly(model, state, str(source))
-    save_model(output, model, tokenizer)
+    extractor = XacleFeatureExtractor(feature_size=model.config.audio_config.num_mel_bins)
+    save_folder(output, model, make_processor(extractor, tokenizer, model.config))
     write_tmu_card(Path(output), source)
     return model
 

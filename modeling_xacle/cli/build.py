@@ -48,7 +48,15 @@ def convert_beats(
 
 
 def init(
-    beats: Annotated[str, typer.Option(help="BEATs .pt file, or folder or Hub id of a converted one.")],
+    tower: Annotated[
+        str,
+        typer.Option(
+            "--tower",
+            "--beats",
+            help="What hears: a BEATs .pt file; or folder or Hub id of a converted one, or of another audio encoder of "
+            "Transformers (AST, CLAP, PE-AV, Whisper, Qwen2-Audio, Audio Flamingo 3, wav2vec 2.0, WavLM, HuBERT, ...).",
+        ),
+    ],
     llm: Annotated[str, typer.Option(help="Causal language model, folder or Hub id.")],
     output: Output,
     seed: Seed = 0,
@@ -61,5 +69,5 @@ def init(
     ] = False,
 ) -> None:
     """Build an untrained model from pretrained parts: the start of stage 1."""
-    checkpoints.init_model(beats, llm, output, seed=seed, caption_likelihood=caption_likelihood)
+    checkpoints.init_model(tower, llm, output, seed=seed, caption_likelihood=caption_likelihood)
     typer.echo(output)

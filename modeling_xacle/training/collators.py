@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 
 from ..processing_xacle import XacleProcessor
-from .feature_cache import AudioFeatureCache
+from .feature_cache import AudioFeatureCache, clip_features
 
 # The key of the augmentation seed in a row of the training split; rows of other splits have none.
 AUGMENTATION_SEED = "augmentation_seed"
@@ -24,23 +24,28 @@ def mask_span(size: int, largest: int, generator: torch.Generator) -> slice:
 class SpecAugment:
     """
     SpecAugment (arXiv 1904.08779, section 2, without time warping): one random band of mel bins and one random stretch
-    of frames of a clip become 0, the mean of the encoder's training data.
+    of frames of a clip become a constant.
 
     Args:
         mel_bins (`int`): Widest band.
         frames (`int`): Longest stretch.
+        axes (`tuple` of `int`): Which axes of a clip's features are time and mel bins.
+        filler (`float`, *optional*): What masked places become: 0, the mean of BEATs's training data, or if `None` the
+            clip's own mean, for features on other scales.
     """
 
-    def __init__(self, mel_bins: int, frames: int):
-        self.mel_bins, self.frames = mel_bins, frames
+    def __init__(self, mel_bins: int, frames: int, axes: tuple[int, int] = (0, 1), filler: float | None = 0.0):
+        self.mel_bins, self.frames, self.axes, self.filler = mel_bins, frames, axes, filler
 
     def __call__(self, input_features: torch.Tensor, seed: int) -> torch.Tensor:
-        """Returns a masked copy of a log-mel spectrogram `(num_frames, num_mel_bins)`; the seed decides the masks."""
+        """Returns a masked copy of a clip's spectrogram `(num_frames, num_mel_bins)`; the seed decides the masks."""
         generator = torch.Generator().manual_seed(seed)
         masked = input_features.clone()
-        num_frames, num_mel_bins = masked.shape
-        masked[:, mask_span(num_mel_bins, self.mel_bins, generator)] = 0
-        masked[mask_span(num_frames, self.frames, generator)] = 0
+        spectrogram = masked.movedim(self.axes, (-2, -1))  # a view of the same numbers: (..., T, F)
+        num_frames, num_mel_bins = spectrogram.shape[-2:]
+        filler = input_features.mean() if self.filler is None else self.filler
+        spectrogram[..., mask_span(num_mel_bins, self.mel_bins, generator)] = filler
+        spectrogram[..., mask_span(num_frames, self.frames, generator), :] = filler
         return masked
 
 
@@ -90,26 +95,20 @@ class AudioCollator:
 
     def audio(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """
-        Returns `input_features` of shape `(batch_size, num_frames, num_mel_bins)`, or with a cache `audio_features` of
-        shape `(batch_size, num_audio_tokens, audio_hidden_size)`.
+        Returns what the feature extractor makes of them (for BEATs `input_features` of shape `(batch_size, num_frames,
+        num_mel_bins)`), or with a cache `audio_features` of shape `(batch_size, num_audio_tokens, audio_hidden_size)`.
         """
         seeds = [row.get(AUGMENTATION_SEED) for row in rows]
         if self.cache is not None:
             stored = [self.cache.load(row["audio"], seed) for row, seed in zip(rows, seeds, strict=True)]
             return {"audio_features": torch.stack(stored)}
-        features = torch.cat([self._features(row) for row in rows])  # B x (1, T, F) -> (B, T, F)
+        clips = [clip_features(self.processor, row) for row in rows]
+        features = {name: torch.stack([clip[name] for clip in clips]) for name in clips[0]}
         if self.augment is not None:
-            pairs = zip(features, seeds, strict=True)
-            features = torch.stack([clip if seed is None else self.augment(clip, seed) for clip, seed in pairs])
-        return {"input_features": features}
-
-    def _features(self, row: Mapping[str, Any]) -> torch.Tensor:
-        """Returns the log-mel spectrogram `(1, num_frames, num_mel_bins)` of a row's sound."""
-        try:
-            return self.processor.feature_extractor(row["audio"], return_notes=True)["input_features"]
-        except (ValueError, OSError) as error:
-            error.add_note(f"in the pair {row['id']}")
-            raise
+            pairs = zip(features["input_features"], seeds, strict=True)
+            masked = [clip if seed is None else self.augment(clip, seed) for clip, seed in pairs]
+            features["input_features"] = torch.stack(masked)
+        return features
 
 
 class PairCollator(AudioCollator):

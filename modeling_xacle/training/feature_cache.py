@@ -44,8 +44,24 @@ def weights_key(model: XacleModel) -> str:
     return digest_of([config, model.config.num_audio_tokens, weights_fingerprint(model.audio_tower)])
 
 
+def clip_features(processor: XacleProcessor, row: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """
+    Returns the arguments of `get_audio_features` for the sound of one row, without a batch axis: for BEATs
+    `input_features` of shape `(num_frames, num_mel_bins)`.
+
+    Raises:
+        ValueError, OSError: The sound cannot be read; the row is named.
+    """
+    try:
+        features = processor.feature_extractor(row["audio"], return_notes=True)
+    except (ValueError, OSError) as error:
+        error.add_note(f"in the pair {row['id']}")
+        raise
+    return {name: features[name][0] for name in processor.feature_extractor.model_input_names}
+
+
 class Views(torch.utils.data.Dataset):
-    """Keys and log-mel spectrograms `(1 + views, num_frames, num_mel_bins)` of clips: each as it is, then its views."""
+    """Keys of clips, and what `get_audio_features` takes: the clip as it is, then its views, `(1 + views, ...)`."""
 
     def __init__(self, cache: "AudioFeatureCache", clips: list[Clip]):
         self.cache, self.clips = cache, clips
@@ -53,16 +69,13 @@ class Views(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.clips)
 
-    def __getitem__(self, index: int) -> tuple[str, torch.Tensor]:
+    def __getitem__(self, index: int) -> tuple[str, dict[str, torch.Tensor]]:
         key, rows, number = self.clips[index]
-        row = rows[number]
-        try:
-            features = self.cache.processor.feature_extractor(row["audio"])["input_features"][0]  # (T, F)
-        except (ValueError, OSError) as error:
-            error.add_note(f"in the pair {row['id']}")
-            raise
+        clip = clip_features(self.cache.processor, rows[number])
         seeds = [zlib.crc32(f"{key}/{view}".encode()) for view in range(self.cache.views)]
-        return key, torch.stack([features, *(self.cache.augment(features, seed) for seed in seeds)])
+        views = {name: values.expand(1 + len(seeds), *values.shape) for name, values in clip.items()}
+        masked = [self.cache.augment(clip["input_features"], seed) for seed in seeds]
+        return key, {**views, "input_features": torch.stack([clip["input_features"], *masked])}
 
 
 class AudioFeatureCache:
@@ -161,10 +174,11 @@ class AudioFeatureCache:
         model.train(training)
         state.wait_for_everyone()
 
-    def _store(self, items: list[tuple[str, torch.Tensor]], model: XacleModel) -> None:
-        """Encode clips `(1 + views, T, F)` and write each that is not stored to its file, whole or not at all."""
-        inputs = torch.cat([features for _, features in items]).to(model.device)  # (B * (1 + views), T, F)
-        encoded = model.get_audio_features(inputs).float().cpu().numpy().astype(self.dtype)  # -> (.., N, D)
+    def _store(self, items: list[tuple[str, dict[str, torch.Tensor]]], model: XacleModel) -> None:
+        """Encode clips `(1 + views, ...)` and write each that is not stored to its file, whole or not at all."""
+        names = self.processor.feature_extractor.model_input_names
+        inputs = {name: torch.cat([views[name] for _, views in items]).to(model.device) for name in names}
+        encoded = model.get_audio_features(**inputs).float().cpu().numpy().astype(self.dtype)  # -> (.., N, D)
         for (key, _), stored in zip(items, np.split(encoded, len(items)), strict=True):
             file = self._file(key)
             if file.exists():

@@ -29,6 +29,7 @@ from ..configuration_xacle import XacleConfig
 from ..data.files import saving
 from ..data.pairs import check_rows, load_pairs
 from ..evaluation.calibrate import fit_calibration
+from ..feature_extraction_xacle import XacleFeatureExtractor
 from ..modeling_captioning import XacleForConditionalGeneration
 from ..modeling_xacle import XacleModel
 from ..processing_xacle import XacleProcessor, check_agreement
@@ -125,7 +126,7 @@ def load_start(stage: StageArguments) -> tuple[PreTrainedModel, XacleProcessor]:
         before = (
             f"train stage {stage.stage - 1} first (run_stage.py --stage {stage.stage - 1})"
             if stage.stage > 1
-            else "build it with `xacle init --beats BEATS --llm LLM -o runs/stage0`"
+            else "build it with `xacle init --tower TOWER --llm LLM -o runs/stage0`"
         )
         raise FileNotFoundError(f"{source}, where stage {stage.stage} starts, is missing: {before}, or name --model.")
     config = load_part(AutoConfig, source)
@@ -204,6 +205,25 @@ def _checked_split(splits: DatasetDict, name: str, stage: StageArguments) -> Dat
     return rows
 
 
+def make_augment(stage: StageArguments, processor: XacleProcessor) -> SpecAugment | None:
+    """
+    Returns the stage's SpecAugment, or None.
+
+    Raises:
+        ValueError: It masks spectrograms, but the audio tower hears something else.
+    """
+    if not stage.augments:
+        return None
+    extractor = processor.feature_extractor
+    if extractor.axes is None:
+        raise ValueError(
+            f"--mask_mel_bins {stage.mask_mel_bins} --mask_frames {stage.mask_frames}: masks are for spectrograms, but "
+            "this model's audio tower hears waveforms; set both to 0."
+        )
+    filler = 0.0 if isinstance(extractor, XacleFeatureExtractor) else None
+    return SpecAugment(stage.mask_mel_bins, stage.mask_frames, extractor.axes, filler)
+
+
 def make_cache(
     stage: StageArguments, model: nn.Module, processor: XacleProcessor, augment: SpecAugment | None
 ) -> AudioFeatureCache | None:
@@ -224,7 +244,7 @@ def make_trainer(
     validation: Dataset,
 ) -> StageTrainer:
     """Builds the trainer of a stage, with its collator, cache and callbacks."""
-    augment = SpecAugment(stage.mask_mel_bins, stage.mask_frames) if stage.augments else None
+    augment = make_augment(stage, processor)
     cache = make_cache(stage, model, processor, augment)
     if cache is not None:
         inner = alignment_model(model).to(args.device)

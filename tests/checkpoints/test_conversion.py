@@ -349,7 +349,7 @@ def test_converted_folder_is_complete(model_folder):
         "processing_xacle.py",
         "waveforms_xacle.py",
     }
-    code |= {"modeling_beats.py", "modeling_captioning.py", "modeling_xacle.py"}
+    code |= {"modeling_towers.py", "modeling_beats.py", "modeling_captioning.py", "modeling_xacle.py"}
     data = {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json"}
     assert files == code | data | {"README.md"}
     assert ModelCard.load(model_folder / "README.md").data.license == "cc-by-nc-4.0"

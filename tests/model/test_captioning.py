@@ -140,7 +140,11 @@ def test_generation_gives_no_warning(captioner, prompt, recwarn, caplog):
 def test_each_clip_is_encoded_once(how, rows, captioner, prompt, monkeypatch):
     encoded = []
     encode = captioner.model.get_audio_features
-    monkeypatch.setattr(captioner.model, "get_audio_features", lambda x: encoded.append(len(x)) or encode(x))
+    monkeypatch.setattr(
+        captioner.model,
+        "get_audio_features",
+        lambda input_features, *mask: encoded.append(len(input_features)) or encode(input_features),
+    )
     assert len(captioner.generate(**prompt, max_new_tokens=3, **how)) == rows
     assert encoded == [2]
 

@@ -46,7 +46,9 @@ def test_many_captions_encode_the_audio_once(align, expected, monkeypatch):
     encoded = []
     encode = align.model.get_audio_features
     monkeypatch.setattr(
-        align.model, "get_audio_features", lambda features: encoded.append(len(features)) or encode(features)
+        align.model,
+        "get_audio_features",
+        lambda input_features, *mask: encoded.append(len(input_features)) or encode(input_features),
     )
     results = align({"audio": CLIP, "text": TEXTS})
     assert encoded == [1]
@@ -220,7 +222,9 @@ def test_many_windows_go_through_in_passes(align, monkeypatch):
     passes = []
     encode = align.model.get_audio_features
     monkeypatch.setattr(
-        align.model, "get_audio_features", lambda features: passes.append(len(features)) or encode(features)
+        align.model,
+        "get_audio_features",
+        lambda input_features, *mask: passes.append(len(input_features)) or encode(input_features),
     )
     result = align({"audio": LONG_CLIP, "text": ["a", "b"]}, window_seconds=1, hop_seconds=0.25, return_windows=True)
     assert passes == [16, 16, 15]

@@ -25,7 +25,9 @@ def encoded(align, monkeypatch):
     batches = []
     encode = align.model.get_audio_features
     monkeypatch.setattr(
-        align.model, "get_audio_features", lambda features: batches.append(len(features)) or encode(features)
+        align.model,
+        "get_audio_features",
+        lambda input_features, *mask: batches.append(len(input_features)) or encode(input_features),
     )
     return batches
 

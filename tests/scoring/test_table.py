@@ -41,7 +41,11 @@ def test_each_clip_is_encoded_and_each_caption_tokenised_once_and_scores_are_the
     tokenise = align.processor.tokenize_caption
     monkeypatch.setattr(align.processor, "tokenize_caption", lambda text: tokenised.append(text) or tokenise(text))
     encode = align.model.get_audio_features
-    monkeypatch.setattr(align.model, "get_audio_features", lambda x: encoded.append(len(x)) or encode(x))
+    monkeypatch.setattr(
+        align.model,
+        "get_audio_features",
+        lambda input_features, *mask: encoded.append(len(input_features)) or encode(input_features),
+    )
     report = score_table(align, PairSource(table), tmp_path / "o.csv", TableOptions(**options))
     assert sum(encoded) == 10
     if not options.get("workers"):  # whose processes count for themselves

@@ -43,7 +43,11 @@ def encoded(model, monkeypatch):
     """Numbers of clips in the calls of the encoder."""
     sizes = []
     encode = model.get_audio_features
-    monkeypatch.setattr(model, "get_audio_features", lambda features: sizes.append(len(features)) or encode(features))
+    monkeypatch.setattr(
+        model,
+        "get_audio_features",
+        lambda input_features, *mask: sizes.append(len(input_features)) or encode(input_features),
+    )
     return sizes
 
 
@@ -243,9 +247,9 @@ def test_the_model_is_left_as_it_was(training, tmp_path, model, processor, datas
     before = {name: module.training for name, module in model.named_modules()}
     encode, modes = model.get_audio_features, []
 
-    def watched(features):
+    def watched(input_features):
         modes.append((model.training, torch.is_grad_enabled()))
-        return encode(features)
+        return encode(input_features)
 
     monkeypatch.setattr(model, "get_audio_features", watched)
     cache = filled(tmp_path, model, processor, [dataset])
@@ -276,7 +280,7 @@ def fill_part(rank, port, model_folder, paths, folder):
     state = PartialState(cpu=True)
     model, processor = AutoModel.from_pretrained(model_folder).eval(), AutoProcessor.from_pretrained(model_folder)
     encode, sizes = model.get_audio_features, []
-    model.get_audio_features = lambda features: sizes.append(len(features)) or encode(features)
+    model.get_audio_features = lambda input_features, *mask: sizes.append(len(input_features)) or encode(input_features)
     dataset = make_dataset({"id": path, "audio": path, "text": "a sound"} for path in paths)
     cache = AudioFeatureCache(f"{folder}/cache", model, processor)
     cache.fill([dataset], model, batch_size=2)
