@@ -42,7 +42,7 @@ from modeling_xacle.data.columns import FEATURES
 from modeling_xacle.data.files import check_outputs, check_replaceable
 from modeling_xacle.data.pairs import check_rows, dataset_licence, load_pairs, save_dataset
 from modeling_xacle.data.tables import markdown_table
-from modeling_xacle.judges.clap import ClapTeacher, score_pairs, separation_auc
+from modeling_xacle.judges.contrastive import ContrastiveTeacher, score_pairs, separation_auc
 from modeling_xacle.judges.embeddings import EmbeddingShards, PairIndex, embed_captions, embed_clips
 
 # After an interruption, one process may wait for another that has more left to do.
@@ -135,7 +135,7 @@ def embed_corpus(
     num_workers: int,
 ) -> Embedded:
     """Let a teacher embed this process's share of the corpus; other processes' files may still be missing."""
-    model = ClapTeacher.from_pretrained(teacher, processor, state.device)
+    model = ContrastiveTeacher.from_pretrained(teacher, processor, state.device)
     place = folder / model.fingerprint[:16]
     clips = EmbeddingShards(place, "clips", index.clip_keys, shard_size)
     captions = EmbeddingShards(place, "captions", index.captions, shard_size)

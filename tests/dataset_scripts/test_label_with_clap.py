@@ -19,7 +19,7 @@ from conftest import ROOT, run_script
 from teachers import SAMPLING_RATE, make_clip, save_teacher
 
 from modeling_xacle.data.pairs import check_rows, load_pairs, make_dataset, save_dataset
-from modeling_xacle.judges.clap import ClapTeacher, separation_auc
+from modeling_xacle.judges.contrastive import ContrastiveTeacher, separation_auc
 
 SCRIPT = ROOT / "dataset_scripts" / "label_with_clap.py"
 REPOSITORY = SCRIPT.parents[1]
@@ -120,7 +120,7 @@ def test_every_row_is_there_with_three_negatives_of_other_clips(corpus, labelled
 
 
 def test_labels_are_the_teachers_cosines_also_of_negatives(labelled, teacher_folder):
-    teacher = ClapTeacher.from_pretrained(teacher_folder)
+    teacher = ContrastiveTeacher.from_pretrained(teacher_folder)
     for dataset in labelled["splits"].values():
         for row in dataset.select(range(0, len(dataset), 5)):
             cosine = teacher.embed_audio([row["audio"]["path"]]) @ teacher.embed_text([row["text"]]).T
@@ -140,7 +140,7 @@ def test_the_seed_and_nothing_else_decides_about_negatives(corpus, teacher_folde
 
 def test_each_clip_and_each_distinct_caption_is_embedded_once(corpus, teacher_folder, tmp_path, monkeypatch):
     embedded = {"clips": 0, "captions": 0}
-    embed_features, embed_text = ClapTeacher.embed_features, ClapTeacher.embed_text
+    embed_features, embed_text = ContrastiveTeacher.embed_features, ContrastiveTeacher.embed_text
 
     def count_clips(self, clips, batch_size=16):
         embedded["clips"] += len(clips)
@@ -150,8 +150,8 @@ def test_each_clip_and_each_distinct_caption_is_embedded_once(corpus, teacher_fo
         embedded["captions"] += len(captions)
         return embed_text(self, captions, batch_size)
 
-    monkeypatch.setattr(ClapTeacher, "embed_features", count_clips)
-    monkeypatch.setattr(ClapTeacher, "embed_text", count_captions)
+    monkeypatch.setattr(ContrastiveTeacher, "embed_features", count_clips)
+    monkeypatch.setattr(ContrastiveTeacher, "embed_text", count_captions)
     arguments = [corpus, "--teacher", teacher_folder, "-o", tmp_path / "out"]
     assert run(*arguments)[0] == 0
     texts = {row["text"] for dataset in load_pairs(corpus).values() for row in dataset}
@@ -169,7 +169,7 @@ def test_hard_negatives_are_near_and_keep_the_promises(corpus, teacher_folder, l
     assert code == 0, stderr
     original, hard = load_pairs(corpus), load_pairs(tmp_path / "hard")
     check_negatives(original, hard, 2)
-    teacher = ClapTeacher.from_pretrained(teacher_folder)
+    teacher = ContrastiveTeacher.from_pretrained(teacher_folder)
 
     def mean_similarity(dataset):
         positive, similarities = None, []
@@ -328,7 +328,7 @@ def test_missing_and_broken_clips_are_listed_and_errors_unless_allowed(damaged, 
 def test_wrong_use_ends_in_one_line(corpus, teacher_folder, model_folder, tmp_path):
     wrong = {
         "neither a dataset folder nor": [tmp_path / "nothing", "--teacher", teacher_folder],
-        "type xacle, not clap": [corpus, "--teacher", model_folder],
+        "type xacle, not clap, pe_audio": [corpus, "--teacher", model_folder],
         "--hard 3 is more than --negatives 3 or --hard-pool 2": [
             corpus,
             "--teacher",
@@ -371,13 +371,13 @@ def test_a_killed_run_continues_where_it_stopped(corpus, teacher_folder, labelle
     done = {file: file.stat().st_mtime_ns for file in (tmp_path / "out_embeddings").rglob("*.safetensors")}
     assert len(done) == 3
     clips = []
-    embed_features = ClapTeacher.embed_features
+    embed_features = ContrastiveTeacher.embed_features
 
     def count(self, features, batch_size=16):
         clips.extend(features)
         return embed_features(self, features, batch_size)
 
-    monkeypatch.setattr(ClapTeacher, "embed_features", count)
+    monkeypatch.setattr(ContrastiveTeacher, "embed_features", count)
     code, _, stderr = run(*options)
     assert code == 0, stderr
     assert len(clips) == 34 - 15
