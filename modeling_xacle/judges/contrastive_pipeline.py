@@ -67,11 +67,12 @@ class ContrastivePipeline(JudgePipeline):
         """Loads a waveform `(samples,)` at the model's rate; returns it with its first and last sample, and notes."""
         waveform, spans, notes = super()._load(*args)
         extractor = self.processor.feature_extractor
-        padded = self.family.padded_samples(extractor, len(waveform))
-        if len(waveform) < padded and len(spans) == 1:
-            seconds, filled = (count / extractor.sampling_rate for count in (len(waveform), padded))
+        heard = spans[-1][1]
+        padded = self.family.padded_samples(extractor, heard)
+        if heard < padded and len(spans) == 1:
+            seconds, filled = (count / extractor.sampling_rate for count in (heard, padded))
             notes.append(f"padded: {seconds:.6g} s to {filled:.6g} s")
-        return waveform, [(0, spans[-1][1])], notes
+        return waveform, [(0, heard)], notes
 
     def _forward(self, items: list[dict[str, Any]], pass_size: int = SMALLEST_PASS) -> list[torch.Tensor]:
         """

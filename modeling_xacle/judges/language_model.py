@@ -7,7 +7,15 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.functional import linear, pad
-from transformers import AutoModelForMultimodalLM, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import (
+    AutoConfig,
+    AutoModelForMultimodalLM,
+    AutoModelForSeq2SeqLM,
+    AutoProcessor,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
 from ..checkpoints.loading import load_model, load_part
@@ -16,6 +24,9 @@ from .judge_pipeline import JudgePipeline
 
 logger = logging.get_logger(__name__)
 
+# By type of model, the class that loads it: Transformers 5.24 lists two of them elsewhere.
+LOADERS = dict.fromkeys(MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES, AutoModelForMultimodalLM)
+LOADERS |= dict.fromkeys(["audioflamingo3", "musicflamingo"], AutoModelForSeq2SeqLM)
 PLACE = "{caption}"
 QUESTIONS = {
     "describes": f'Does the caption "{PLACE}" describe this sound? Answer yes or no.',
@@ -118,7 +129,7 @@ class LanguageModelPipeline(JudgePipeline):
     depend on its batch. The logits of the answers are computed in float32 even if the model is not.
 
     Args:
-        model (`PreTrainedModel`): A model of `AutoModelForMultimodalLM`; of one that speaks, its `thinker` is used.
+        model (`PreTrainedModel`): A model of one of the `LOADERS`; of one that speaks, its `thinker` is used.
         processor (`ProcessorMixin`): Its processor, with feature extractor, tokenizer and chat template.
         questions (sequence of `str`): Names of `QUESTIONS`, or questions with `{caption}` in them.
         map_score (`bool`): Return 10 times the share, on 0-10, instead of the share in [0, 1].
@@ -160,7 +171,7 @@ class LanguageModelPipeline(JudgePipeline):
         Loads a judge.
 
         Args:
-            name_or_path (`str` or `Path`): Folder or Hub id of an audio language model.
+            name_or_path (`str` or `Path`): Folder or Hub id of an audio language model, of a type in `LOADERS`.
             processor (`str` or `Path`, *optional*): Folder or Hub id of the processor, by default the model's own.
             revision (`str`, *optional*): Hub revision of the model, and of the processor if it is the model's own.
             dtype (`torch.dtype`): Type of the weights, which the model computes in.
@@ -178,8 +189,8 @@ class LanguageModelPipeline(JudgePipeline):
         except ValueError as error:
             raise ValueError(f"{source[0]}: {error}") from error
         logger.info(f"{name_or_path}: answers are read from the tokens {answers}.")
-        model = load_model(AutoModelForMultimodalLM, name_or_path, revision, dtype=dtype)
-        return cls(model, own, **kwargs)
+        loader = LOADERS[load_part(AutoConfig, name_or_path, revision).model_type]
+        return cls(load_model(loader, name_or_path, revision, dtype=dtype), own, **kwargs)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -235,7 +246,8 @@ class LanguageModelPipeline(JudgePipeline):
             tokenize=True,
             return_dict=True,
             add_generation_prompt=True,
-            processor_kwargs={"padding": True, "padding_side": "right", "return_tensors": "pt"},
+            # Of the text alone: sounds are padded as the processor does by itself.
+            processor_kwargs={"text_kwargs": {"padding": True, "padding_side": "right"}, "return_tensors": "pt"},
         ).to(self.model.device, self.model.dtype)
         logits = self._next_logits(inputs).log_softmax(dim=-1)  # (B, V)
         yes, no = (logits[:, tokens].logsumexp(dim=-1) for tokens in self.answers)  # -> (B,)

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from transformers import AutoConfig, AutoModel, AutoProcessor, pipeline
-from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 
 from .. import DEFAULT_MODEL, __version__
 from ..checkpoints.fingerprints import (
@@ -27,7 +26,7 @@ from ..judges.contrastive import ContrastiveTeacher
 from ..judges.contrastive_pipeline import ContrastivePipeline
 from ..judges.families import FAMILIES
 from ..judges.judge_pipeline import JudgePipeline
-from ..judges.language_model import DEFAULT_QUESTIONS, LanguageModelPipeline
+from ..judges.language_model import DEFAULT_QUESTIONS, LOADERS, LanguageModelPipeline
 from ..pipeline_xacle import AudioTextAlignmentPipeline
 from .options import TableOptions
 
@@ -66,7 +65,7 @@ def load_scorer(
 
     Args:
         model (`str` or `Path`): Folder or Hub id of a xacle model, of a contrastive model (CLAP, PE-AV), or of an audio
-            language model that `AutoModelForMultimodalLM` loads.
+            language model (Qwen2-Audio, Audio Flamingo 3 and what else `AutoModelForMultimodalLM` loads).
         device (`str` or `torch.device`): By default an accelerator (cuda, mps) if there is one, else the CPU.
         dtype (`str`): `"float32"`, `"bfloat16"` or `"float16"`.
         revision (`str`, *optional*): Revision of a Hub id.
@@ -87,7 +86,7 @@ def load_scorer(
     device, compute_dtype = torch.device(device), DTYPES[dtype]
     kind = load_part(AutoConfig, model, revision).model_type
     commit = commit_of(model, revision)
-    asked = kind in MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
+    asked = kind in LOADERS
     if questions and not asked:
         raise ValueError(f"{model}: --question is for audio language models.")
     if kind in FAMILIES:
