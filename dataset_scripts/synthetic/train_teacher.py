@@ -2,7 +2,7 @@
 Train a small CLAP teacher on any dataset of captioned clips, so that pseudo-labels can be made without a download.
 
     python dataset_scripts/synthetic/train_teacher.py data/aac -o runs/teacher
-    python dataset_scripts/label_with_clap.py data/aac --teacher runs/teacher -o data/clap_pseudo
+    python dataset_scripts/label_pairs.py data/aac --teacher runs/teacher -o data/clap_pseudo
 
 The folder holds a `transformers.ClapModel` and its `ClapProcessor`. The model has 0.9 M parameters and hears 16 kHz. It
 is a stand-in for trying the chain and for comparing methods on synthetic sounds, and no match for a published CLAP.

@@ -1,4 +1,4 @@
-"""`dataset_scripts/label_with_clap.py`: which negatives are drawn, who scores them, and that nothing else matters."""
+"""`dataset_scripts/label_pairs.py`: which negatives are drawn, who scores them, and that nothing else matters."""
 
 import json
 import os
@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import ROOT, run_script
+from conftest import PARITY, ROOT, run_script
 from teachers import SAMPLING_RATE, make_clip, save_teacher
 
 from modeling_xacle.data.pairs import check_rows, load_pairs, make_dataset, save_dataset
 from modeling_xacle.judges.contrastive import ContrastiveTeacher, separation_auc
 
-SCRIPT = ROOT / "dataset_scripts" / "label_with_clap.py"
+SCRIPT = ROOT / "dataset_scripts" / "label_pairs.py"
 REPOSITORY = SCRIPT.parents[1]
 SUBJECTS = ["a dog", "the dog", "a bell", "rain", "a loud bell", "the loud dog", "a quiet dog", "the bell", "the rain"]
 VERBS = ["barks", "falls", "rings", "barks twice", "rings and falls"]
@@ -328,7 +328,9 @@ def test_missing_and_broken_clips_are_listed_and_errors_unless_allowed(damaged, 
 def test_wrong_use_ends_in_one_line(corpus, teacher_folder, model_folder, tmp_path):
     wrong = {
         "neither a dataset folder nor": [tmp_path / "nothing", "--teacher", teacher_folder],
-        "type xacle, not clap, pe_audio": [corpus, "--teacher", model_folder],
+        "type qwen2; xacle, clap, pe_audio": [corpus, "--teacher", PARITY / "llm"],
+        "--hard needs a contrastive teacher": [corpus, "--teacher", model_folder, "--hard", "1"],
+        "--question is for audio language models": [corpus, "--teacher", model_folder, "--question", "hears"],
         "--hard 3 is more than --negatives 3 or --hard-pool 2": [
             corpus,
             "--teacher",
