@@ -15,8 +15,8 @@ or (--hard of them) from those near in the contrastive teachers' text space, but
 caption of the clip. They keep the score that the teachers give them. The draw depends on --seed (and with --hard on the
 teacher); the number of processes, the batch size and the machine change scores only by rounding, some 1e-7.
 
-A label is in [-1, 1]: a cosine as it is, a share of yes s as 2 s - 1, a score of a xacle model as score / 5 - 1. Several
-teachers are on scales of their own, so they are brought to one before they are averaged (--average):
+A label is in [-1, 1]: a cosine as it is, a share of yes as 2 * share - 1, a score of a xacle model as score / 5 - 1.
+Several teachers are on scales of their own, so they are brought to one before they are averaged (--average):
 
 - zscore: each one's scores are brought to mean 0 and deviation 1 over all pairs; the average is scaled back by the mean
   of their deviations and shifted by the mean of their means, so that equal teachers give their own scores. If this

@@ -16,10 +16,14 @@ import pytest
 import soundfile
 import torch
 from conftest import PARITY, ROOT, run_script
+from language_models import save_language_model
+from scipy.stats import rankdata
 from teachers import SAMPLING_RATE, make_clip, save_teacher
 
 from modeling_xacle.data.pairs import check_rows, load_pairs, make_dataset, save_dataset
 from modeling_xacle.judges.contrastive import ContrastiveTeacher, separation_auc
+from modeling_xacle.judges.language_model import LanguageModelPipeline
+from modeling_xacle.scoring import load_scorer
 
 SCRIPT = ROOT / "dataset_scripts" / "label_pairs.py"
 REPOSITORY = SCRIPT.parents[1]
@@ -262,6 +266,89 @@ def test_several_teachers_are_averaged_and_reported(corpus, teacher_folder, labe
     assert both["train"]["text"][:] == alone["train"]["text"][:]
     assert stdout.count(f"| {other} |") == 1
     assert run(corpus, "--teacher", other, "--processor", "", "--processor", "", "-o", tmp_path / "x")[0] == 1
+
+
+@pytest.fixture(scope="module")
+def asked_folder(tmp_path_factory):
+    return save_language_model(tmp_path_factory.mktemp("asked"))
+
+
+@pytest.fixture(scope="module")
+def asked(corpus, asked_folder, tmp_path_factory):
+    """The corpus labelled by a language model."""
+    output = tmp_path_factory.mktemp("asked") / "out"
+    code, _, stderr = run(corpus, "--teacher", asked_folder, "-o", output, "--negatives", 1)
+    assert code == 0, stderr
+    return output
+
+
+@pytest.mark.parametrize("kind", ["language model", "xacle"])
+def test_a_teacher_that_is_asked_labels_each_pair(kind, corpus, asked, asked_folder, model_folder, tmp_path):
+    """A share of yes from 0 to 1, or a score from 0 to 10, becomes a label from -1 to 1."""
+    folder, teacher = (asked, asked_folder) if kind == "language model" else (tmp_path / "out", model_folder)
+    if kind == "xacle":
+        assert run(corpus, "--teacher", teacher, "-o", folder, "--negatives", 1)[0] == 0
+    align, scale = load_scorer(teacher, "cpu"), 0.5 if kind == "language model" else 5
+    check_negatives(load_pairs(corpus), load_pairs(folder), 1)
+    for row in load_pairs(folder, "train").select(range(0, 80, 9)):
+        score = align({"audio": row["audio"]["path"], "text": row["text"]})["score"]
+        assert row["label"] == pytest.approx(score / scale - 1, abs=1e-4)
+
+
+def test_a_killed_teacher_is_asked_only_what_is_missing(corpus, asked, asked_folder, tmp_path, monkeypatch):
+    options = [corpus, "--teacher", asked_folder, "--negatives", 1, "--shard-size", 20, "-o"]
+    assert run(*options, tmp_path / "out", "--batch-size", 3, "--num-workers", 2)[0] == 0
+    assert_equal_tables(asked, tmp_path / "out", tolerance=1e-5)
+    shards = sorted((tmp_path / "out_embeddings").rglob("pairs-*.safetensors"))
+    assert len(shards) > 4
+    shards[2].unlink()
+    counted, forward = [], LanguageModelPipeline._ask
+    monkeypatch.setattr(
+        LanguageModelPipeline, "_ask", lambda self, pairs: counted.extend(pairs) or forward(self, pairs)
+    )
+    assert run(*options, tmp_path / "again", "--embeddings", tmp_path / "out_embeddings")[0] == 0
+    windows = len(counted) - 1  # one is silence, to try the model
+    assert 20 <= windows <= 60  # a clip has up to three
+    assert_equal_tables(tmp_path / "out", tmp_path / "again", tolerance=1e-5)
+    other = ["--question", "a {caption} ?", "--embeddings", tmp_path / "out_embeddings"]
+    assert run(*options, tmp_path / "other", *other)[0] == 0
+    texts = [load_pairs(tmp_path / name)["train"] for name in ("out", "other")]
+    assert texts[0]["text"][:] == texts[1]["text"][:] and texts[0]["label"][:] != texts[1]["label"][:]
+
+
+def test_teachers_of_two_kinds_are_averaged_by_their_ranks(corpus, teacher_folder, asked_folder, tmp_path):
+    both = ["--teacher", teacher_folder, "--teacher", asked_folder]
+    for name, options in (("one", both[:2]), ("two", both[2:]), ("both", [*both, "--average", "rank"])):
+        options += ["--negatives", 1, "--embeddings", tmp_path / "kept"]
+        code, _, stderr = run(corpus, *options, "-o", tmp_path / name)
+        assert code == 0, stderr
+    one, two, joint = (
+        np.concatenate([dataset["label"] for dataset in load_pairs(tmp_path / name).values()])
+        for name in ("one", "two", "both")
+    )
+    ranks = (rankdata(one) + rankdata(two)) / 2
+    np.testing.assert_allclose(joint, 2 * (ranks - 1) / (len(ranks) - 1) - 1, atol=0.05)  # twins may change places
+    report = json.loads((tmp_path / "both" / "report.json").read_text())
+    assert [row["teacher"] for row in report["teachers"]] == [str(teacher_folder), str(asked_folder)]
+
+
+def test_ranks_do_not_mind_a_teacher_that_crowds_at_the_ends():
+    generator = np.random.default_rng(0)
+    first = generator.uniform(-1, 1, 101)
+    labels = functions["combine_teachers"](np.array([first, np.tanh(9 * first)]), "rank")
+    np.testing.assert_allclose(labels, 2 * (rankdata(first) - 1) / 100 - 1, atol=1e-12)
+
+
+def test_clips_that_a_teacher_that_is_asked_cannot_read_are_listed(damaged, asked_folder, tmp_path):
+    soundfile.write(tmp_path / "gone.wav", make_clip(0.5), SAMPLING_RATE)
+    options = [damaged, "--teacher", asked_folder, "--negatives", 1, "-o", tmp_path / "out"]
+    code, _, stderr = run(*options)
+    assert code == 1 and "broken.wav" in stderr and "--allow-missing" in stderr
+    code, stdout, stderr = run(*options, "--allow-missing")
+    assert code == 0, stderr
+    lost = [row["id"] for row in load_pairs(damaged)["train"] if row["audio"]["path"].endswith("broken.wav")]
+    assert lost and f"rows left out: {len(lost)}" in stdout
+    assert not set(lost) & set(load_pairs(tmp_path / "out")["train"]["id"][:])
 
 
 def test_the_report_says_how_the_labels_are_distributed(labelled):
