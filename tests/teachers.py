@@ -72,8 +72,8 @@ def make_model(fusion=False, seed=0):
 
 
 def make_pe_processor():
-    """Frames of 2 ms at 16 kHz."""
-    extractor = PeAudioFeatureExtractor(sampling_rate=SAMPLING_RATE, hop_length=32)
+    """Frames of 20 ms at 16 kHz."""
+    extractor = PeAudioFeatureExtractor(sampling_rate=SAMPLING_RATE, hop_length=320)
     return PeAudioProcessor(extractor, make_tokenizer())
 
 
@@ -83,7 +83,7 @@ def make_pe_model(seed=0):
     special = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "cls_token_id": 0, "sep_token_id": 2}
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     text_config = {**sizes, **special, "model_type": "modernbert", "vocab_size": len(WORDS) + 4}
-    codec = {"downsampling_ratios": [4, 8], "upsampling_ratios": [8, 4], "encoder_hidden_size": 4, "hidden_size": 16}
+    codec = {"downsampling_ratios": [8, 40], "upsampling_ratios": [40, 8], "encoder_hidden_size": 4, "hidden_size": 16}
     codec |= {"decoder_hidden_size": 16, "n_codebooks": 1, "codebook_size": 8, "codebook_dim": 8}
     audio_config = {**sizes, "head_dim": 8, "dac_config": codec}
     text_config["max_position_embeddings"] = 22

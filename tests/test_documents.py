@@ -137,7 +137,7 @@ SMALLER = {
 
 def test_dataset_commands(folder, monkeypatch, capsys):
     make_corpora(folder)
-    lines = "".join(blocks("bash", GUIDES["datasets"])).splitlines()
+    lines = "".join(blocks("bash", GUIDES["datasets"])).replace("\\\n", " ").splitlines()
     commands = [shlex.split(line) for line in lines if line.startswith("python dataset_scripts/")]
     monkeypatch.syspath_prepend(str(ROOT / "dataset_scripts/synthetic"))
     for _, script, *arguments in commands:
