@@ -155,6 +155,9 @@ class PeAudioFamily(Family):
     A sound of up to 30 s is heard whole; a longer one in windows, because attention grows with the square of the length
     and the waveform encoder holds 64 channels at the full rate (12 MB a second). Windows of different lengths are never
     padded to each other: the encoder's convolutions have biases, so that padding would leak into the last frames.
+
+    The model's own logit is a scaled product of embeddings of any length; the cosine leaves their lengths out, so the
+    two may order pairs differently.
     """
 
     model_class, processor_class = PeAudioModel, PeAudioProcessor

@@ -95,7 +95,6 @@ def load_scorer(
     elif asked:
         options = {"questions": questions or DEFAULT_QUESTIONS, "map_score": map_score, "device": device}
         align = LanguageModelPipeline.from_pretrained(model, processor, revision, compute_dtype, **options)
-        _try(align, model)
     elif kind == "xacle":
         if map_score or processor:
             raise ValueError(f"{model}: --map-score and --processor are for other models than xacle's.")
@@ -103,25 +102,24 @@ def load_scorer(
     else:
         kinds = ", ".join(["xacle", *FAMILIES])
         raise ValueError(f"{model}: a model of type {kind}; {kinds} and audio language models can score.")
-    align.commit = commit
+    # `Pipeline` leaves the model where it is if processes share the work.
+    align.model.to(device)
+    align.device, align.commit = device, commit
+    if kind not in FAMILIES:
+        _try(align, model)
     return align
 
 
 def _load_xacle(
     model: str | Path, device: torch.device, dtype: torch.dtype, revision: str | None
 ) -> AudioTextAlignmentPipeline:
-    """Returns the pipeline of a xacle model, which was tried; arguments and errors as for [`load_scorer`]."""
+    """Returns the pipeline of a xacle model; arguments and errors as for [`load_scorer`]."""
     loaded = load_model(AutoModel, model, revision, dtype=dtype)
     processor = load_part(AutoProcessor, model, revision)
     try:
-        align = pipeline("audio-text-alignment", model=loaded, processor=processor, device=device)
+        return pipeline("audio-text-alignment", model=loaded, processor=processor, device=device)
     except ValueError as error:  # the processor belongs to another model
         raise ValueError(f"{model}: {error}") from error
-    # `pipeline` leaves the model where it is if processes share the work.
-    align.model.to(device)
-    align.device = device
-    _try(align, model)
-    return align
 
 
 def _try(align: AudioTextAlignmentPipeline, model: str | Path) -> None:
