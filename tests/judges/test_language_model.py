@@ -10,6 +10,7 @@ from conftest import PARITY
 from language_models import LONGEST, SPECIAL, WORDS, make_model, make_processor, save_language_model
 from teachers import CAPTIONS, SAMPLING_RATE, make_clip
 from transformers import AutoTokenizer
+from transformers.utils import logging
 
 from modeling_xacle.data.sources import PairSource
 from modeling_xacle.judges.language_model import (
@@ -253,3 +254,16 @@ def test_weights_that_are_missing_are_told_in_a_sentence(tmp_path):
     make_processor().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"weights are missing.*projector"):
         load_scorer(tmp_path, "cpu")
+
+
+def test_a_model_that_would_say_something_else_is_told_of(judge, monkeypatch, caplog):
+    logging.enable_propagation()
+    pair = {"audio": make_clip(0.8), "text": "rain", "sampling_rate": SAMPLING_RATE}
+    warning_once = type(logging.get_logger()).warning_once
+    warning_once.cache_clear()
+    judge(pair)
+    assert "would say something else" not in caplog.text
+    monkeypatch.setattr("modeling_xacle.judges.language_model.SMALLEST_SHARE", 1.01)
+    judge(pair)
+    assert caplog.text.count("would say something else") == 1
+    warning_once.cache_clear()
