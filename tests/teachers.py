@@ -1,24 +1,39 @@
-"""Tiny CLAP teachers with random weights, and clips and captions for them."""
+"""Tiny contrastive teachers with random weights, and clips and captions for them."""
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, ClapProcessor, PreTrainedTokenizerFast
+from transformers import (
+    ClapConfig,
+    ClapFeatureExtractor,
+    ClapModel,
+    ClapProcessor,
+    PeAudioConfig,
+    PeAudioFeatureExtractor,
+    PeAudioModel,
+    PeAudioProcessor,
+    PreTrainedTokenizerFast,
+)
 
-from modeling_xacle.judges.clap import ClapTeacher
+from modeling_xacle.judges.contrastive import ContrastiveTeacher
 
 SAMPLING_RATE = 16000
 WORDS = ["a", "the", "dog", "barks", "rain", "falls", "bell", "rings", "loud", "quiet", "twice", "and"]
 CAPTIONS = ["a dog barks", "rain falls", "the bell rings twice and the dog barks", "a loud bell"]
 
 
-def make_processor(fusion=False):
-    """Windows of one second at 16 kHz, 32 mel bins; a tokenizer of a dozen words."""
+def make_tokenizer():
+    """A dozen words, and special tokens around each text, as in RoBERTa."""
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["<s>", "<pad>", "</s>", "<unk>", *WORDS])}))
     tokenizer.model.unk_token = "<unk>"
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
     names = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
+def make_processor(fusion=False):
+    """Windows of one second at 16 kHz, 32 mel bins."""
     extractor = ClapFeatureExtractor(
         feature_size=32,
         sampling_rate=SAMPLING_RATE,
@@ -28,7 +43,7 @@ def make_processor(fusion=False):
         frequency_max=8000,
         truncation="fusion" if fusion else "rand_trunc",
     )
-    return ClapProcessor(extractor, PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names))
+    return ClapProcessor(extractor, make_tokenizer())
 
 
 def make_model(fusion=False, seed=0):
@@ -56,6 +71,36 @@ def make_model(fusion=False, seed=0):
     return ClapModel(ClapConfig(audio_config=audio_config, text_config=text_config, projection_dim=8)).eval()
 
 
+def make_pe_processor():
+    """Frames of 20 ms at 16 kHz."""
+    extractor = PeAudioFeatureExtractor(sampling_rate=SAMPLING_RATE, hop_length=320)
+    return PeAudioProcessor(extractor, make_tokenizer())
+
+
+def make_pe_model(seed=0):
+    """A PE-AV model for sound and text, with weights large enough to tell clips apart."""
+    torch.manual_seed(seed)
+    special = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "cls_token_id": 0, "sep_token_id": 2}
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text_config = {**sizes, **special, "model_type": "modernbert", "vocab_size": len(WORDS) + 4}
+    codec = {"downsampling_ratios": [8, 40], "upsampling_ratios": [40, 8], "encoder_hidden_size": 4, "hidden_size": 16}
+    codec |= {"decoder_hidden_size": 16, "n_codebooks": 1, "codebook_size": 8, "codebook_dim": 8}
+    audio_config = {**sizes, "head_dim": 8, "dac_config": codec}
+    text_config["max_position_embeddings"] = 22
+    model = PeAudioModel(PeAudioConfig(text_config=text_config, audio_config=audio_config)).eval()
+    for name, weights in model.named_parameters():
+        if weights.ndim > 1 and "alpha" not in name:
+            torch.nn.init.normal_(weights, std=weights[0].numel() ** -0.5)
+    return model
+
+
+def save_pe_teacher(folder, seed=0):
+    """A tiny PE-AV teacher with random weights, as a folder."""
+    make_pe_model(seed).save_pretrained(folder)
+    make_pe_processor().save_pretrained(folder)
+    return folder
+
+
 def save_teacher(folder, seed=0):
     """A tiny teacher with random weights, as a folder."""
     make_model(seed=seed).save_pretrained(folder)
@@ -64,7 +109,7 @@ def save_teacher(folder, seed=0):
 
 
 def make_teacher(fusion=False, seed=0):
-    return ClapTeacher(make_model(fusion, seed), make_processor(fusion))
+    return ContrastiveTeacher(make_model(fusion, seed), make_processor(fusion))
 
 
 def make_clip(seconds, seed=0):

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 from conftest import EXPECTED, PARITY, ROOT
-from teachers import save_teacher
+from language_models import save_language_model
+from teachers import save_pe_teacher, save_teacher
 from transformers import pipeline
 
 import modeling_xacle
@@ -26,6 +27,8 @@ STAND_INS = {
     "Qwen/Qwen2.5-0.5B-Instruct": str(PARITY / "llm"),
     "BEATs_iter3_plus_AS2M.pt": str(PARITY / "beats.pt"),
     "laion/clap-htsat-unfused": "clap",
+    "facebook/pe-av-large": "pe-av",
+    "Qwen/Qwen2-Audio-7B-Instruct": "qwen2-audio",
 }
 
 
@@ -53,6 +56,8 @@ def folder(tmp_path, monkeypatch, model_folder):
     ratings = [f"{name},{number + extra},{extra}" for number, name in enumerate(pairs) for extra in range(2)]
     (tmp_path / "validation.csv").write_text("\n".join(["wav_file_name,score,listener_id", *ratings]))
     save_teacher(tmp_path / "clap")
+    save_pe_teacher(tmp_path / "pe-av")
+    save_language_model(tmp_path / "qwen2-audio")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -132,7 +137,7 @@ SMALLER = {
 
 def test_dataset_commands(folder, monkeypatch, capsys):
     make_corpora(folder)
-    lines = "".join(blocks("bash", GUIDES["datasets"])).splitlines()
+    lines = "".join(blocks("bash", GUIDES["datasets"])).replace("\\\n", " ").splitlines()
     commands = [shlex.split(line) for line in lines if line.startswith("python dataset_scripts/")]
     monkeypatch.syspath_prepend(str(ROOT / "dataset_scripts/synthetic"))
     for _, script, *arguments in commands:

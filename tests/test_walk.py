@@ -68,7 +68,7 @@ def test_the_walk_passes_every_stage():
     assert lines[-1].startswith("xacle evaluate ")
 
 
-@pytest.mark.parametrize("script", ["synthesize.py", "train_teacher.py", "label_with_clap.py", "train_parts.py"])
+@pytest.mark.parametrize("script", ["synthesize.py", "train_teacher.py", "label_pairs.py", "train_parts.py"])
 def test_the_walk_names_its_scripts(script):
     assert any(
         arguments[1].startswith("dataset_scripts/") and arguments[1].endswith(f"/{script}") for arguments in commands()

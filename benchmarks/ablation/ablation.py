@@ -33,7 +33,7 @@ from worlds import model_scores, true_alignments
 from modeling_xacle.cli.endings import plain_endings
 from modeling_xacle.data.pairs import load_pairs
 from modeling_xacle.evaluation.metrics import alignment_metrics
-from modeling_xacle.judges.clap import ClapTeacher
+from modeling_xacle.judges.contrastive import ContrastiveTeacher
 
 RESULTS = Path(__file__).parents[1] / "results/ablation"
 
@@ -85,7 +85,7 @@ def plan(work: Path, with_choices: bool = False) -> list[Step]:
 
 def teacher_cosines(folder: Path, pairs: Dataset) -> list[float]:
     """Returns the CLAP teacher's cosines `(num_pairs,)`."""
-    teacher = ClapTeacher.from_pretrained(folder)
+    teacher = ContrastiveTeacher.from_pretrained(folder)
     audio = teacher.embed_audio([row["audio"] for row in pairs])  # (P, D)
     text = teacher.embed_text(pairs["text"][:])
     return (audio * text).sum(dim=1).tolist()

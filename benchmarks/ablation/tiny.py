@@ -105,7 +105,7 @@ def script_command(name: str, *arguments: object) -> list[str]:
 def label_command(output: str, *negatives: object) -> list[str]:
     """Returns the command that makes pseudo-labels for captioned clips, with options for the negatives."""
     teacher = ["--teacher", "teacher", "--embeddings", "data/embeddings", "--num-workers", os.cpu_count() or 1]
-    return script_command("label_with_clap.py", DATA[1], "-o", output, *teacher, *negatives)
+    return script_command("label_pairs.py", DATA[1], "-o", output, *teacher, *negatives)
 
 
 def is_faster_in_bf16(size: int = 1024, repetitions: int = 5) -> bool:

@@ -2,7 +2,7 @@
 Train a small CLAP teacher on any dataset of captioned clips, so that pseudo-labels can be made without a download.
 
     python dataset_scripts/synthetic/train_teacher.py data/aac -o runs/teacher
-    python dataset_scripts/label_with_clap.py data/aac --teacher runs/teacher -o data/clap_pseudo
+    python dataset_scripts/label_pairs.py data/aac --teacher runs/teacher -o data/clap_pseudo
 
 The folder holds a `transformers.ClapModel` and its `ClapProcessor`. The model has 0.9 M parameters and hears 16 kHz. It
 is a stand-in for trying the chain and for comparing methods on synthetic sounds, and no match for a published CLAP.
@@ -34,8 +34,9 @@ from transformers import (
 from modeling_xacle.cli.endings import plain_endings
 from modeling_xacle.data.files import is_free, replace_folder, saving, unfinished_folder
 from modeling_xacle.data.pairs import load_pairs
-from modeling_xacle.judges.clap import ClapTeacher, clip_features, separation_auc
+from modeling_xacle.judges.contrastive import ContrastiveTeacher, separation_auc
 from modeling_xacle.judges.embeddings import PairIndex
+from modeling_xacle.judges.families import ClapFamily
 
 # In the order of the ids that ClapTextConfig assumes.
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>"]
@@ -108,7 +109,7 @@ def make_model(vocab_size: int) -> ClapModel:
 
 def first_window(extractor: ClapFeatureExtractor, audio: Any) -> torch.Tensor:
     """Returns the features of a clip's first window, of shape `(1, num_frames, num_mel_bins)`."""
-    return clip_features(extractor, audio)[0][0]
+    return ClapFamily().clip_features(extractor, audio)[0][0][0]
 
 
 class CaptionedClips(Dataset):
@@ -190,7 +191,7 @@ class ContrastiveTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
 
-def retrieval_figures(teacher: ClapTeacher, index: PairIndex, split: str) -> dict[str, float]:
+def retrieval_figures(teacher: ContrastiveTeacher, index: PairIndex, split: str) -> dict[str, float]:
     """
     Measure the teacher on a split, or on the first clips of a large one: how often a clip that a caption belongs to is
     the best of all, or among the best ten, and the AUC of matching pairs against all others.
@@ -265,7 +266,7 @@ def main(
     typer.echo(f"loss: {losses[0]:.3f} in the first epoch, {losses[-1]:.3f} in the last")
     tested = test_split if test_split in splits else split
     index = index if tested == split else read_split(splits, tested, dataset)
-    figures = retrieval_figures(ClapTeacher(model, processor, model.device), index, tested)
+    figures = retrieval_figures(ContrastiveTeacher(model, processor, model.device), index, tested)
     typer.echo(f"{tested}: " + ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
     typer.echo(output)
 

@@ -17,12 +17,23 @@ Dtype = Enum("Dtype", {name: name for name in ("float32", "bfloat16", "float16")
 Model = Annotated[
     str,
     typer.Option(
-        show_default="the bundled one", help="Folder or Hub id of a xacle model, or of any CLAP model (zero-shot)."
+        show_default="the bundled one",
+        help="Folder or Hub id of a xacle model, or, untrained for this, of a CLAP, PE-AV or audio language model.",
     ),
 ]
 Revision = Annotated[str | None, typer.Option(help="Revision of a Hub id.")]
-Processor = Annotated[str | None, typer.Option(help="Processor of a CLAP model that comes without one.")]
-MapCosine = Annotated[bool, typer.Option("--map-cosine", help="Map a CLAP model's cosine to 0-10: (c + 1) * 5.")]
+Processor = Annotated[str | None, typer.Option(help="Processor of a model, other than xacle, that comes without one.")]
+MapScore = Annotated[
+    bool,
+    typer.Option("--map-score", help="Map to 0-10: a cosine by (c + 1) * 5, a language model's share of yes by 10."),
+]
+Question = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="What a language model is asked: describes (default), hears, correct, matches, or a text with {caption}; "
+        "may be repeated for the mean."
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto (an accelerator if there is one), cpu, cuda, cuda:1, mps.")]
 Precision = Annotated[Dtype, typer.Option(help="Precision to compute in.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]

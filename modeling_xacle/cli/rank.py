@@ -12,10 +12,11 @@ from .options import (
     AsJson,
     Device,
     Dtype,
-    MapCosine,
+    MapScore,
     Model,
     Precision,
     Processor,
+    Question,
     Revision,
     check_device,
     print_json,
@@ -31,7 +32,8 @@ def rank(
     model: Model = DEFAULT_MODEL,
     revision: Revision = None,
     processor: Processor = None,
-    map_cosine: MapCosine = False,
+    map_score: MapScore = False,
+    question: Question = None,
     device: Device = "auto",
     dtype: Precision = Dtype.float32,
     batch_size: BatchSize = 8,
@@ -41,7 +43,7 @@ def rank(
     if len(audio) > 1 and len(text) > 1:
         raise typer.BadParameter("give one caption or one sound; for many of both there is `xacle matrix`")
     check_device(device)
-    align = scoring.load_scorer(model, device, dtype.value, revision, processor, map_cosine)
+    align = scoring.load_scorer(model, device, dtype.value, revision, processor, map_score, question)
     ranked = scoring.rank_pairs(align, list(map(str, audio)), text, batch_size)[:top]
     if as_json:
         print_json(ranked)
@@ -63,7 +65,8 @@ def matrix(
     model: Model = DEFAULT_MODEL,
     revision: Revision = None,
     processor: Processor = None,
-    map_cosine: MapCosine = False,
+    map_score: MapScore = False,
+    question: Question = None,
     device: Device = "auto",
     dtype: Precision = Dtype.float32,
     batch_size: BatchSize = 8,
@@ -80,7 +83,7 @@ def matrix(
     captions = scoring.read_texts(texts)
     if output is not None or not as_json:
         scoring.check_matrix(output, captions)
-    align = scoring.load_scorer(model, device, dtype.value, revision, processor, map_cosine)
+    align = scoring.load_scorer(model, device, dtype.value, revision, processor, map_score, question)
     scores = scoring.score_matrix(align, paths, captions, batch_size)
     rows = scoring.matrix_rows(scores, paths, captions)
     if output is not None:

@@ -12,10 +12,11 @@ from .options import (
     AsJson,
     Device,
     Dtype,
-    MapCosine,
+    MapScore,
     Model,
     Precision,
     Processor,
+    Question,
     Revision,
     check_device,
     print_json,
@@ -91,7 +92,8 @@ def score(
     model: Model = DEFAULT_MODEL,
     revision: Revision = None,
     processor: Processor = None,
-    map_cosine: MapCosine = False,
+    map_score: MapScore = False,
+    question: Question = None,
     device: Device = "auto",
     dtype: Precision = Dtype.float32,
     batch_size: BatchSize = "auto",
@@ -124,7 +126,8 @@ def score(
     if windows and one_pair and not as_json:
         raise typer.BadParameter("--windows goes with a table, or with --audio, --text and --json")
     check_device(device)
-    scorer = {"dtype": dtype.value, "revision": revision, "processor": processor, "map_cosine": map_cosine}
+    scorer = {"dtype": dtype.value, "revision": revision, "processor": processor, "map_score": map_score}
+    scorer |= {"questions": question}
     spans = {"window_seconds": window_seconds, "hop_seconds": hop_seconds}
     if one_pair:
         print_pairs(scoring.load_scorer(model, device, **scorer), audio, text, as_json, return_windows=windows, **spans)

@@ -5,8 +5,10 @@ from .. import room
 __getattr__, __dir__, __all__ = room(
     __name__,
     {
-        "clap": ["ClapTeacher", "score_pairs"],
-        "clap_pipeline": ["ZeroShotAlignmentPipeline"],
+        "contrastive": ["ContrastiveTeacher", "score_pairs"],
+        "contrastive_pipeline": ["ContrastivePipeline"],
+        "families": ["Family"],
+        "language_model": ["LanguageModelPipeline"],
         "embeddings": ["EmbeddingShards", "PairIndex", "embed_captions", "embed_clips"],
     },
 )

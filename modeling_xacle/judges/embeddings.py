@@ -1,4 +1,4 @@
-"""The CLAP embeddings of a whole dataset: each distinct clip and caption once, in files that survive a killed run."""
+"""A teacher's embeddings of a dataset: each distinct clip and caption once, in files that survive a killed run."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..checkpoints.fingerprints import audio_key
 from ..data.files import whole_file
-from .clap import ClapTeacher, clip_features
+from .contrastive import ContrastiveTeacher
 
 
 class PairIndex:
@@ -117,7 +117,7 @@ class ClipFeatures(Dataset):
     do the loading.
 
     Args:
-        features_of (callable): Computes a sound's features, such as [`clip_features`] with an extractor.
+        features_of (callable): Computes a sound's features, such as [`Family.clip_features`] with an extractor.
         get_audio (callable): Returns the audio of the clip with an index, in a form that [`load_waveform`] takes.
         items (`range`): Indices of the clips.
     """
@@ -136,7 +136,7 @@ class ClipFeatures(Dataset):
 
 
 def embed_clips(
-    teacher: ClapTeacher,
+    teacher: ContrastiveTeacher,
     get_audio: Callable[[int], Any],
     shards: list[tuple[Path, range]],
     batch_size: int = 16,
@@ -147,7 +147,7 @@ def embed_clips(
     Embed each clip once and write the shards. A clip that cannot be read stops nothing: its shard says why.
 
     Args:
-        teacher (`ClapTeacher`): The model.
+        teacher (`ContrastiveTeacher`): The model.
         get_audio (callable): Returns the audio of the clip with an index, in a form that [`load_waveform`] takes.
         shards (list of files and their clips): As [`EmbeddingShards.missing`] returns them.
         batch_size (`int`): Clips loaded together, and windows in one pass of the encoder.
@@ -156,7 +156,7 @@ def embed_clips(
     """
     for path, items, bar in _with_progress(shards, "clips", show_progress):
         embeddings, broken = torch.zeros(len(items), teacher.embedding_size), {}
-        dataset = ClipFeatures(partial(clip_features, teacher.feature_extractor), get_audio, items)
+        dataset = ClipFeatures(partial(teacher.family.clip_features, teacher.feature_extractor), get_audio, items)
         start = 0
         for batch in DataLoader(dataset, batch_size, num_workers=num_workers, collate_fn=list):
             good = [index for index, clip in enumerate(batch) if not isinstance(clip, str)]
@@ -170,7 +170,7 @@ def embed_clips(
 
 
 def embed_captions(
-    teacher: ClapTeacher,
+    teacher: ContrastiveTeacher,
     captions: Sequence[str],
     shards: list[tuple[Path, range]],
     batch_size: int = 64,

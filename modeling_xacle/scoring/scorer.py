@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,11 @@ from ..checkpoints.fingerprints import (
 )
 from ..checkpoints.loading import load_model, load_part
 from ..checkpoints.provenance import commit_of
-from ..judges.clap import ClapTeacher
-from ..judges.clap_pipeline import ZeroShotAlignmentPipeline
+from ..judges.contrastive import ContrastiveTeacher
+from ..judges.contrastive_pipeline import ContrastivePipeline
+from ..judges.families import FAMILIES
+from ..judges.judge_pipeline import JudgePipeline
+from ..judges.language_model import DEFAULT_QUESTIONS, LOADERS, LanguageModelPipeline
 from ..pipeline_xacle import AudioTextAlignmentPipeline
 from .options import TableOptions
 
@@ -53,18 +57,23 @@ def load_scorer(
     dtype: str = "float32",
     revision: str | None = None,
     processor: str | Path | None = None,
-    map_cosine: bool = False,
+    map_score: bool = False,
+    questions: Sequence[str] | None = None,
 ) -> AudioTextAlignmentPipeline:
     """
     Loads a scorer, called like the pipeline, from any supported model.
 
     Args:
-        model (`str` or `Path`): Folder or Hub id of a xacle model, or of any `transformers.ClapModel`.
+        model (`str` or `Path`): Folder or Hub id of a xacle model, of a contrastive model (CLAP, PE-AV), or of an audio
+            language model (Qwen2-Audio, Audio Flamingo 3 and what else `AutoModelForMultimodalLM` loads).
         device (`str` or `torch.device`): By default an accelerator (cuda, mps) if there is one, else the CPU.
         dtype (`str`): `"float32"`, `"bfloat16"` or `"float16"`.
         revision (`str`, *optional*): Revision of a Hub id.
-        processor (`str` or `Path`, *optional*): Processor of a CLAP model that comes without one.
-        map_cosine (`bool`): Map a CLAP model's cosine to 0-10.
+        processor (`str` or `Path`, *optional*): Processor of a model, other than xacle, that comes without one.
+        map_score (`bool`): Map to 0-10 a contrastive model's cosine, by (cosine + 1) * 5, or a language model's share
+            of yes, by 10 * share.
+        questions (sequence of `str`, *optional*): What a language model is asked: names of
+            [`judges.language_model.QUESTIONS`], or questions with `{caption}` in them. Several are averaged.
 
     Returns:
         A pipeline that also knows the `commit` of a model on the Hub.
@@ -77,26 +86,40 @@ def load_scorer(
     device, compute_dtype = torch.device(device), DTYPES[dtype]
     kind = load_part(AutoConfig, model, revision).model_type
     commit = commit_of(model, revision)
-    if kind == "clap":
-        teacher = ClapTeacher.from_pretrained(model, processor, device, revision)
-        align = ZeroShotAlignmentPipeline(teacher, map_cosine, compute_dtype, device=device)
-        align.commit = commit
-        return align
-    if kind != "xacle":
-        raise ValueError(f"{model}: a model of type {kind}; xacle and clap models can score.")
-    if map_cosine or processor:
-        raise ValueError(f"{model}: --map-cosine and --processor are for CLAP models.")
-    loaded = load_model(AutoModel, model, revision, dtype=compute_dtype)
-    processor = load_part(AutoProcessor, model, revision)
-    try:
-        align = pipeline("audio-text-alignment", model=loaded, processor=processor, device=device)
-    except ValueError as error:  # the processor belongs to another model
-        raise ValueError(f"{model}: {error}") from error
-    # `pipeline` leaves the model where it is if processes share the work.
+    asked = kind in LOADERS
+    if questions and not asked:
+        raise ValueError(f"{model}: --question is for audio language models.")
+    if kind in FAMILIES:
+        teacher = ContrastiveTeacher.from_pretrained(model, processor, device, revision)
+        align = ContrastivePipeline(teacher, map_score, compute_dtype, device=device)
+    elif asked:
+        options = {"questions": questions or DEFAULT_QUESTIONS, "map_score": map_score, "device": device}
+        align = LanguageModelPipeline.from_pretrained(model, processor, revision, compute_dtype, **options)
+    elif kind == "xacle":
+        if map_score or processor:
+            raise ValueError(f"{model}: --map-score and --processor are for other models than xacle's.")
+        align = _load_xacle(model, device, compute_dtype, revision)
+    else:
+        kinds = ", ".join(["xacle", *FAMILIES])
+        raise ValueError(f"{model}: a model of type {kind}; {kinds} and audio language models can score.")
+    # `Pipeline` leaves the model where it is if processes share the work.
     align.model.to(device)
     align.device, align.commit = device, commit
-    _try(align, model)
+    if kind not in FAMILIES:
+        _try(align, model)
     return align
+
+
+def _load_xacle(
+    model: str | Path, device: torch.device, dtype: torch.dtype, revision: str | None
+) -> AudioTextAlignmentPipeline:
+    """Returns the pipeline of a xacle model; arguments and errors as for [`load_scorer`]."""
+    loaded = load_model(AutoModel, model, revision, dtype=dtype)
+    processor = load_part(AutoProcessor, model, revision)
+    try:
+        return pipeline("audio-text-alignment", model=loaded, processor=processor, device=device)
+    except ValueError as error:  # the processor belongs to another model
+        raise ValueError(f"{model}: {error}") from error
 
 
 def _try(align: AudioTextAlignmentPipeline, model: str | Path) -> None:
@@ -115,15 +138,17 @@ def _try(align: AudioTextAlignmentPipeline, model: str | Path) -> None:
 def scorer_settings(align: AudioTextAlignmentPipeline, options: TableOptions) -> dict[str, Any]:
     """Returns all that a score depends on, besides the clip and the caption, ready for JSON."""
     settings = processor_settings(align.processor)
-    zero_shot = isinstance(align, ZeroShotAlignmentPipeline)
+    if isinstance(align, JudgePipeline):
+        own = align.settings
+    else:
+        dtype = str(align.model.dtype).removeprefix("torch.")
+        own = {"dtype": dtype, "scale": "0-10", "max_text_tokens": settings.pop("max_text_tokens")}
     return {
         "weights": f"sha256 {weights_fingerprint(align.model)}",
         "config": f"sha256 {digest_of(without_bookkeeping(align.model.config.to_dict()))}",
         "version": __version__,
-        "dtype": str(align.compute_dtype if zero_shot else align.model.dtype).removeprefix("torch."),
-        "scale": "cosine" if zero_shot and not align.map_cosine else "0-10",
+        **own,
         **options.call_arguments,
-        "max_text_tokens": align.max_text_tokens if zero_shot else settings.pop("max_text_tokens"),
         "front_end": settings.pop("feature_extractor"),
         "processor": settings,
         **front_end_code(),

@@ -50,7 +50,7 @@ PARTIAL_FOLDER = ".partial"
 NOT_UPLOADED = ["checkpoint-*", "runs/*", "*tfevents*", ".*", SETTINGS_FILE]
 NOT_UPLOADED += ["*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt"]
 SHOWN_PROBLEMS = 20
-SCRIPTS = {1: "prepare_aac.py", 2: "label_with_clap.py", 3: "prepare_xacle.py"}
+SCRIPTS = {1: "prepare_aac.py", 2: "label_pairs.py", 3: "prepare_xacle.py"}
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Start: the model, the data, the trainer

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModel, AutoProcessor
 
 from modeling_xacle.data.pairs import load_pairs, make_dataset, save_dataset
-from modeling_xacle.judges.clap import ClapTeacher, separation_auc
+from modeling_xacle.judges.contrastive import ContrastiveTeacher, separation_auc
 
 SCRIPT = ROOT / "dataset_scripts/synthetic/train_teacher.py"
 SAMPLING_RATE = 16000
@@ -113,7 +113,7 @@ def test_the_tokenizer_loses_nothing_and_ignores_case():
 def test_training_lowers_the_loss_and_separates_pairs_of_clips_not_heard(corpus, trained):
     first, last = map(float, re.search(r"loss: ([\d.]+) .* ([\d.]+) in the last", trained["stdout"]).groups())
     assert last < 0.75 * first
-    teacher = ClapTeacher.from_pretrained(trained["folder"])
+    teacher = ContrastiveTeacher.from_pretrained(trained["folder"])
     clips = teacher.embed_audio([row["audio"]["path"] for row in load_pairs(corpus, "validation")])
     cosines = (clips @ teacher.embed_text([f"The sound of {kind}" for kind in KINDS]).T).numpy()
     matches = np.arange(16)[:, None] % 4 == np.arange(4)
@@ -132,7 +132,7 @@ def test_the_folder_loads_with_the_auto_classes(trained):
 
 
 def test_every_weight_is_trained(trained):
-    teacher = ClapTeacher.from_pretrained(trained["folder"])
+    teacher = ContrastiveTeacher.from_pretrained(trained["folder"])
     functions["set_seed"](0)
     fresh = dict(functions["make_model"](len(teacher.tokenizer)).named_parameters())
     still = [name for name, weight in teacher.model.named_parameters() if torch.equal(weight, fresh[name])]

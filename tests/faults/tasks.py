@@ -33,7 +33,7 @@ class Task(NamedTuple):
 
 SCORE = ["xacle", "score", "clips/pairs.csv", "-o", "out/o.csv", "--device", "cpu"]
 PREPARE = ["dataset_scripts/prepare_aac.py", "-o", "out/aac", "--embed-audio", "--table"]
-LABEL = ["dataset_scripts/label_with_clap.py", "dataset", "--teacher", "teacher", "--shard-size", "3"]
+LABEL = ["dataset_scripts/label_pairs.py", "dataset", "--teacher", "teacher", "--shard-size", "3"]
 LABEL += ["-o", "out/labelled"]
 ENSEMBLE = ["xacle", "ensemble", "a.csv", "b.csv", "-o", "out/e.csv", "--resamples", "20"]
 FITTED = ["--reference", "listeners.csv", "--method", "nnls", "--save-weights", "out/weights.json"]

@@ -241,7 +241,7 @@ def test_another_towers_processor_is_refused(folders):
     model, processor = (load.from_pretrained(folders["wavlm"]) for load in (AutoModel, AutoProcessor))
     other = AutoFeatureExtractor.from_pretrained(folders["whisper"])
     processor.feature_extractor = other
-    with pytest.raises(ValueError, match="type wavlm hears what Wav2Vec2FeatureExtractor makes .* not what Whisper"):
+    with pytest.raises(ValueError, match=r"type wavlm hears what Wav2Vec2FeatureExtractor makes .* not what Whisper"):
         check_agreement(model.config, processor)
 
 

@@ -25,7 +25,7 @@ from teachers import CAPTIONS, make_clip, save_teacher
 from modeling_xacle.data import sources
 from modeling_xacle.data.pairs import make_dataset, save_dataset
 from modeling_xacle.data.sources import Clip, PairRow, PairSource
-from modeling_xacle.judges.clap import ClapTeacher
+from modeling_xacle.judges.contrastive import ContrastiveTeacher
 from modeling_xacle.scoring.files import RecordReader, ScoringFiles, read_records
 from modeling_xacle.scoring.groups import CLIPS_PER_GROUP, ClipLoader, PassSize, groups_of
 from modeling_xacle.scoring.options import TableOptions
@@ -420,10 +420,10 @@ def test_half_precision(dtype, model_folder, table, expected, tmp_path):
 
 
 def test_other_models_are_refused(model_folder, tmp_path):
-    with pytest.raises(ValueError, match="a model of type qwen2; xacle and clap models can score"):
+    with pytest.raises(ValueError, match="a model of type qwen2; xacle, clap, pe_audio"):
         load_scorer(PARITY / "llm", "cpu")
-    with pytest.raises(ValueError, match="--map-cosine and --processor are for CLAP models"):
-        load_scorer(model_folder, "cpu", map_cosine=True)
+    with pytest.raises(ValueError, match="--map-score and --processor are for other models"):
+        load_scorer(model_folder, "cpu", map_score=True)
 
 
 @pytest.fixture(scope="module")
@@ -440,7 +440,7 @@ def long_clips(tmp_path_factory):
 
 
 def test_clap_gives_the_teachers_cosine_in_all_forms_of_call(clap_folder, long_clips):
-    teacher, score = ClapTeacher.from_pretrained(clap_folder), load_scorer(clap_folder, "cpu")
+    teacher, score = ContrastiveTeacher.from_pretrained(clap_folder), load_scorer(clap_folder, "cpu")
     paths = [str(long_clips / f"{number}.wav") for number in range(3)]
     cosines = teacher.embed_audio(paths) @ teacher.embed_text(CAPTIONS).T
     for path, row in zip(paths, cosines.tolist(), strict=True):
@@ -464,7 +464,7 @@ def test_clap_gives_the_teachers_cosine_in_all_forms_of_call(clap_folder, long_c
 def test_clap_scores_tables(workers, clap_folder, long_clips, tmp_path):
     rows = [(f"{key % 3}.wav", CAPTIONS[key % 4], key) for key in range(12)] + [("gone.wav", "a", 12)]
     pairs = PairSource(write_rows(long_clips / "pairs.csv", rows))
-    plain, mapped = load_scorer(clap_folder, "cpu"), load_scorer(clap_folder, "cpu", map_cosine=True)
+    plain, mapped = load_scorer(clap_folder, "cpu"), load_scorer(clap_folder, "cpu", map_score=True)
     report = score_table(plain, pairs, tmp_path / "o.csv", TableOptions(workers=workers))
     assert report.counts == {"ok": 4, "padded": 4, "cut": 0, "windowed": 4, "error": 1}
     score_table(mapped, pairs, tmp_path / "m.csv")

@@ -212,7 +212,7 @@ def test_missing_start_and_data_say_how_to_get_them(pairs, model_folder, tmp_pat
     for stage, hint in ((1, "xacle init"), (3, "run_stage.py --stage 2")):
         with pytest.raises(FileNotFoundError, match=hint):
             run_stage.main(["--stage", str(stage), "--data", str(pairs), "--use_cpu", "true"])
-    for stage, script in ((1, "prepare_aac"), (2, "label_with_clap"), (3, "prepare_xacle")):
+    for stage, script in ((1, "prepare_aac"), (2, "label_pairs"), (3, "prepare_xacle")):
         with pytest.raises(FileNotFoundError, match=rf"dataset_scripts/{script}\.py"):
             run_stage.main(["--stage", str(stage), "--model", str(model_folder), "--use_cpu", "true"])
 

@@ -1,4 +1,4 @@
-"""CLAP models as judges: they map clips and captions to unit vectors in one space, the same in every run."""
+"""Contrastive models as judges: they map clips and captions to unit vectors in one space, the same in every run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,71 +7,41 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn.functional import normalize
-from transformers import AutoConfig, ClapFeatureExtractor, ClapModel, ClapProcessor
+from transformers import AutoConfig, PreTrainedModel, ProcessorMixin
 from transformers.utils import logging
 
 from ..checkpoints.fingerprints import digest_of, front_end_code, model_fingerprint
 from ..checkpoints.loading import load_model, load_part
-from ..pipeline_xacle import window_spans
-from ..waveforms_xacle import load_waveform
+from .families import FAMILIES, Family
 
 logger = logging.get_logger(__name__)
 
-# A last window shorter than this share of a whole one weighs too little in the mean to be worth a pass of the encoder:
-# clips of "10 seconds" are often a few milliseconds longer.
-SMALLEST_WINDOW = 0.01
 PAIRS_PER_CHUNK = 65536
 
 
-def clip_features(
-    extractor: ClapFeatureExtractor, audio: Any, sampling_rate: int | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
+class ContrastiveTeacher:
     """
-    Computes log-mel features of a whole clip, in windows of at most `extractor.max_length_s`, back to back. By itself,
-    the extractor would crop a longer clip at random. It repeats and pads a window that is not full, as in training.
-
-    Args:
-        extractor (`ClapFeatureExtractor`): The extractor of the model that will see the features.
-        audio: Whatever [`load_waveform`] takes; it is resampled to the extractor's rate.
-        sampling_rate (`int`, *optional*): Rate in Hz of bare samples.
-
-    Returns:
-        `input_features`, float32 of shape `(num_windows, num_channels, num_frames, num_mel_bins)`, in dB; and `weights`
-        of shape `(num_windows,)`: each window's share of the clip's length.
-
-    Raises:
-        FileNotFoundError, ValueError, TypeError: As [`load_waveform`].
-    """
-    waveform, _ = load_waveform(audio, sampling_rate, extractor.sampling_rate)
-    longest = extractor.nb_max_samples
-    spans = window_spans(len(waveform), longest, longest)
-    spans = spans[:1] + [(start, end) for start, end in spans[1:] if end - start >= SMALLEST_WINDOW * longest]
-    windows = [waveform[start:end].numpy() for start, end in spans]  # W x (N,)
-    features = extractor(windows, sampling_rate=extractor.sampling_rate, return_tensors="pt")["input_features"]
-    lengths = torch.tensor([end - start for start, end in spans], dtype=torch.float32)
-    return features, lengths / lengths.sum()
-
-
-class ClapTeacher:
-    """
-    A CLAP model with its processor: embeds clips and captions; the cosine of two embeddings says how well they match.
+    A contrastive model with its processor: embeds clips and captions; the cosine of two embeddings says how well they
+    match.
 
     Nothing is random: long clips are cut into fixed windows whose embeddings are averaged, weighted by their lengths.
-    No window is marked as "longer"; the library's extractor, for models with feature fusion, marks a random clip of
-    each batch.
 
     Args:
-        model (`ClapModel`): The model; it is put into eval mode and moved to `device`.
-        processor (`ClapProcessor`): Its feature extractor and tokenizer.
+        model (`PreTrainedModel`): A model of one of the `FAMILIES`; it is put into eval mode and moved to `device`.
+        processor (`ProcessorMixin`): Its feature extractor and tokenizer.
         device (`str` or `torch.device`): Where embeddings are computed.
+
+    Raises:
+        ValueError: The processor is another model's.
     """
 
-    def __init__(self, model: ClapModel, processor: ClapProcessor, device: str | torch.device = "cpu"):
+    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, device: str | torch.device = "cpu"):
+        self.family: Family = FAMILIES[model.config.model_type]
         self.model = model.eval().to(device)
         self.feature_extractor = processor.feature_extractor
         self.tokenizer = processor.tokenizer
         self.fingerprint = digest_of([model_fingerprint(model, processor), front_end_code()])
-        self._check_front_end()
+        self.family.check(model, self.feature_extractor)
 
     @classmethod
     def from_pretrained(
@@ -80,42 +50,33 @@ class ClapTeacher:
         processor: str | Path | None = None,
         device: str | torch.device = "cpu",
         revision: str | None = None,
-    ) -> "ClapTeacher":
+    ) -> "ContrastiveTeacher":
         """
         Load a teacher in fp32.
 
         Args:
-            name_or_path (`str` or `Path`): Folder or Hub id of any `transformers.ClapModel`.
+            name_or_path (`str` or `Path`): Folder or Hub id of a model of any of the `FAMILIES`.
             processor (`str` or `Path`, *optional*): Folder or Hub id of the processor, by default the model's own.
             device (`str` or `torch.device`): Where embeddings are computed.
             revision (`str`, *optional*): Hub revision of the model, and of the processor if it is the model's own.
 
         Raises:
-            ValueError: It is no CLAP model, or weights or the processor are missing.
+            ValueError: It is no such model, or weights or the processor are missing.
             OSError: The folder or repository does not exist.
         """
-        config = load_part(AutoConfig, name_or_path, revision)
-        if config.model_type != "clap":
-            raise ValueError(f"{name_or_path}: a model of type {config.model_type}, not clap.")
-        model = load_model(ClapModel, name_or_path, revision, dtype=torch.float32)
-        own = _load_processor(processor) if processor else _load_processor(name_or_path, revision)
-        return cls(model, own, device)
-
-    def _check_front_end(self) -> None:
-        """Checks the processor: a fused model takes four spectrograms of a clip, others one, with other filters."""
-        fusion = self.model.config.audio_config.enable_fusion
-        if fusion != (self.feature_extractor.truncation == "fusion"):
-            raise ValueError(
-                f"The model has {'' if fusion else 'no '}feature fusion, but its processor says "
-                f'truncation="{self.feature_extractor.truncation}": name the processor of a '
-                f"{'fused' if fusion else 'unfused'} checkpoint, such as "
-                f"laion/clap-htsat-{'fused' if fusion else 'unfused'}."
-            )
+        found = load_part(AutoConfig, name_or_path, revision)
+        if found.model_type not in FAMILIES:
+            raise ValueError(f"{name_or_path}: a model of type {found.model_type}, not {', '.join(FAMILIES)}.")
+        family = FAMILIES[found.model_type]
+        config = family.config(found)
+        model = load_model(family.model_class, name_or_path, revision, config=config, dtype=torch.float32)
+        source = (processor,) if processor else (name_or_path, revision)
+        return cls(model, _load_processor(family, *source), device)
 
     @property
     def embedding_size(self) -> int:
         """The length of an embedding."""
-        return self.model.config.projection_dim
+        return self.family.embedding_size(self.model.config)
 
     @torch.inference_mode()
     def embed_audio(
@@ -134,37 +95,44 @@ class ClapTeacher:
         """
         embeddings = [
             self.embed_features(
-                [clip_features(self.feature_extractor, audio, sampling_rate) for audio in audios[at : at + batch_size]],
+                [self.clip_features(audio, sampling_rate) for audio in audios[at : at + batch_size]],
                 batch_size,
             )
             for at in range(0, len(audios), batch_size)
         ]
         return torch.cat(embeddings) if embeddings else torch.empty(0, self.embedding_size)
 
+    def clip_features(self, audio: Any, sampling_rate: int | None = None) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Computes the features of a whole clip and the weights of its windows, as [`Family.clip_features`] does."""
+        return self.family.clip_features(self.feature_extractor, audio, sampling_rate)
+
     @torch.inference_mode()
-    def embed_features(self, clips: Sequence[tuple[torch.Tensor, torch.Tensor]], batch_size: int = 16) -> torch.Tensor:
+    def embed_features(
+        self, clips: Sequence[tuple[list[torch.Tensor], torch.Tensor]], batch_size: int = 16
+    ) -> torch.Tensor:
         """
-        Embed clips from their [`clip_features`].
+        Embed clips from their [`Family.clip_features`]. Only windows of one shape share a pass of the encoder.
 
         Args:
-            clips (sequence of pairs): `input_features` of shape `(num_windows, num_channels, num_frames,
-                num_mel_bins)`, and `weights` of shape `(num_windows,)`.
+            clips (sequence of pairs): Features of shape `(num_windows, ...)`, and `weights` of shape `(num_windows,)`.
             batch_size (`int`): Windows in one pass of the encoder.
 
         Returns:
             `torch.Tensor` of shape `(num_clips, embedding_size)`, of unit length, float32 on the CPU.
         """
-        features = torch.cat([features for features, _ in clips])  # (all windows, C, T, F)
-        windows = torch.cat([self._embed_windows(part) for part in features.split(batch_size)])  # -> (all windows, D)
-        parts = windows.split([len(weights) for _, weights in clips])
+        windows = [window for features, _ in clips for part in features for window in part]
+        places: dict[torch.Size, list[int]] = {}
+        for place, window in enumerate(windows):
+            places.setdefault(window.shape, []).append(place)
+        embeddings = torch.empty(len(windows), self.embedding_size)
+        for alike in places.values():
+            for start in range(0, len(alike), batch_size):
+                chosen = alike[start : start + batch_size]
+                features = torch.stack([windows[place] for place in chosen]).to(self.model.device)
+                embeddings[chosen] = _unit(self.family.embed_windows(self.model, features))  # (W, ...) -> (W, D)
+        parts = embeddings.split([len(weights) for _, weights in clips])
         means = [(weights[:, None] * part).sum(0) for (_, weights), part in zip(clips, parts, strict=True)]  # -> (D,)
         return normalize(torch.stack(means), dim=-1)
-
-    def _embed_windows(self, features: torch.Tensor) -> torch.Tensor:
-        """`(num_windows, num_channels, num_frames, num_mel_bins)` -> `(num_windows, embedding_size)`."""
-        is_longer = torch.zeros(len(features), 1, dtype=torch.bool, device=self.model.device)
-        output = self.model.get_audio_features(features.to(self.model.device), is_longer=is_longer)
-        return output.pooler_output.float().cpu()
 
     @torch.inference_mode()
     def embed_text(self, captions: Sequence[str], batch_size: int = 64) -> torch.Tensor:
@@ -182,14 +150,13 @@ class ClapTeacher:
         embeddings = [torch.empty(0, self.embedding_size)]
         for start in range(0, len(captions), batch_size):
             batch = self._tokenize(captions[start : start + batch_size]).to(self.model.device)  # (B, T)
-            embeddings.append(self.model.get_text_features(**batch).pooler_output.float().cpu())
+            embeddings.append(_unit(self.family.embed_text(self.model, batch)))
         return torch.cat(embeddings)
 
     @property
     def max_text_tokens(self) -> int:
-        """The most tokens that the text encoder takes. Positions count from the padding id, as in RoBERTa."""
-        config = self.model.config.text_config
-        return min(self.tokenizer.model_max_length, config.max_position_embeddings - config.pad_token_id - 1)
+        """The most tokens that the text encoder takes."""
+        return min(self.tokenizer.model_max_length, self.family.max_text_tokens(self.model.config))
 
     def _tokenize(self, captions: list[str]) -> Any:
         """Returns `input_ids` and `attention_mask` of shape `(num_captions, num_tokens)`."""
@@ -207,15 +174,19 @@ class ClapTeacher:
         )
 
 
-def _load_processor(name_or_path: str | Path, revision: str | None = None) -> ClapProcessor:
+def _unit(embeddings: torch.Tensor) -> torch.Tensor:
+    """Returns embeddings `(num_items, embedding_size)` in unit length, float32 on the CPU."""
+    return normalize(embeddings.float(), dim=-1).cpu()
+
+
+def _load_processor(family: Family, name_or_path: str | Path, revision: str | None = None) -> ProcessorMixin:
     try:
-        processor = ClapProcessor.from_pretrained(name_or_path, revision=revision)
+        return family.processor_class.from_pretrained(name_or_path, revision=revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{name_or_path}: no CLAP processor there ({str(error).splitlines()[0]}). Name one, such as that of the "
-            "checkpoint which this model was trained from."
+            f"{name_or_path}: no processor of the model there ({str(error).splitlines()[0]}). Name one, such as that "
+            f"of the checkpoint which this model was trained from, or {family.example}."
         ) from error
-    return processor
 
 
 def score_pairs(audio_embeddings: torch.Tensor, text_embeddings: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:

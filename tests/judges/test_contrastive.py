@@ -11,7 +11,7 @@ from datasets import DatasetDict
 from teachers import CAPTIONS, SAMPLING_RATE, make_clip, make_model, make_processor, make_teacher, save_teacher
 
 from modeling_xacle.data.pairs import make_dataset
-from modeling_xacle.judges.clap import ClapTeacher, clip_features, score_pairs, separation_auc
+from modeling_xacle.judges.contrastive import ContrastiveTeacher, score_pairs, separation_auc
 from modeling_xacle.judges.embeddings import EmbeddingShards, PairIndex, embed_captions, embed_clips
 
 
@@ -43,7 +43,7 @@ def test_clips_of_any_length_have_one_embedding_at_any_batch_size_and_in_any_com
 
 def test_no_window_counts_as_longer_for_a_model_with_fusion(clips):
     teacher = make_teacher(fusion=True)
-    features, _ = clip_features(teacher.feature_extractor, clips[2], SAMPLING_RATE)
+    [features], _ = teacher.clip_features(clips[2], SAMPLING_RATE)
     with torch.no_grad():
         fused, plain = (
             teacher.model.get_audio_features(features, is_longer=torch.tensor([[longer]])).pooler_output
@@ -62,15 +62,14 @@ def test_a_long_clip_is_the_mean_of_its_windows_weighted_by_length(teacher):
 
 def test_milliseconds_beyond_a_window_cost_no_pass_but_more_does(teacher):
     counts = [
-        len(clip_features(teacher.feature_extractor, make_clip(seconds), SAMPLING_RATE)[1])
-        for seconds in (0.004, 1, 1.005, 1.02, 2.005)
+        len(teacher.clip_features(make_clip(seconds), SAMPLING_RATE)[1]) for seconds in (0.004, 1, 1.005, 1.02, 2.005)
     ]
     assert counts == [1, 1, 1, 2, 2]
 
 
 def test_features_of_a_clip_that_fits_are_the_librarys(teacher):
     clip = make_clip(0.7)
-    features, weights = clip_features(teacher.feature_extractor, clip, SAMPLING_RATE)
+    [features], weights = teacher.clip_features(clip, SAMPLING_RATE)
     expected = teacher.feature_extractor(clip, sampling_rate=SAMPLING_RATE, return_tensors="pt")["input_features"]
     torch.testing.assert_close(features, expected)
     assert weights.tolist() == [1.0]
@@ -122,7 +121,7 @@ def test_pairs_are_scored_in_chunks_as_at_once(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     audio, text = (torch.nn.functional.normalize(torch.randn(n, 8, generator=generator)) for n in (5, 7))
     pairs = torch.cartesian_prod(torch.arange(5), torch.arange(7))
-    monkeypatch.setattr("modeling_xacle.judges.clap.PAIRS_PER_CHUNK", 4)
+    monkeypatch.setattr("modeling_xacle.judges.contrastive.PAIRS_PER_CHUNK", 4)
     torch.testing.assert_close(score_pairs(audio, text, pairs), (audio @ text.T).flatten())
     same = score_pairs(audio, audio, torch.arange(5).repeat(2, 1).T)
     assert same.max() <= 1 and same.min() > 1 - 1e-6
@@ -139,7 +138,7 @@ def test_auc_is_the_share_of_ordered_pairs_with_ties_counted_half():
 
 
 def test_a_folder_gives_the_teacher_that_was_saved(teacher, tmp_path):
-    loaded = ClapTeacher.from_pretrained(save_teacher(tmp_path))
+    loaded = ContrastiveTeacher.from_pretrained(save_teacher(tmp_path))
     assert loaded.fingerprint == teacher.fingerprint
     torch.testing.assert_close(loaded.embed_text(CAPTIONS), teacher.embed_text(CAPTIONS))
 
@@ -147,9 +146,9 @@ def test_a_folder_gives_the_teacher_that_was_saved(teacher, tmp_path):
 def test_weights_and_processor_may_lie_in_different_folders(teacher, tmp_path):
     make_model().save_pretrained(tmp_path / "model")
     make_processor().save_pretrained(tmp_path / "processor")
-    with pytest.raises(ValueError, match="no CLAP processor"):
-        ClapTeacher.from_pretrained(tmp_path / "model")
-    loaded = ClapTeacher.from_pretrained(tmp_path / "model", tmp_path / "processor")
+    with pytest.raises(ValueError, match="no processor of the model"):
+        ContrastiveTeacher.from_pretrained(tmp_path / "model")
+    loaded = ContrastiveTeacher.from_pretrained(tmp_path / "model", tmp_path / "processor")
     assert loaded.fingerprint == teacher.fingerprint
 
 
@@ -159,7 +158,7 @@ def test_the_fingerprint_tells_weights_and_front_ends_apart(teacher, monkeypatch
     fingerprints = {
         teacher.fingerprint,
         make_teacher(seed=1).fingerprint,
-        ClapTeacher(make_model(), other_front_end).fingerprint,
+        ContrastiveTeacher(make_model(), other_front_end).fingerprint,
     }
     monkeypatch.setattr("modeling_xacle.checkpoints.fingerprints.audio_engine", lambda: "another")
     fingerprints.add(make_teacher().fingerprint)
@@ -167,22 +166,22 @@ def test_the_fingerprint_tells_weights_and_front_ends_apart(teacher, monkeypatch
 
 
 def test_what_is_no_complete_clap_model_is_refused(model_folder, tmp_path):
-    with pytest.raises(ValueError, match="type xacle, not clap"):
-        ClapTeacher.from_pretrained(model_folder)
+    with pytest.raises(ValueError, match="type xacle, not clap, pe_audio"):
+        ContrastiveTeacher.from_pretrained(model_folder)
     model = make_model()
     state = {name: tensor for name, tensor in model.state_dict().items() if name != "logit_scale_a"}
     model.save_pretrained(tmp_path, state_dict=state)
     make_processor().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"weights are missing.*logit_scale_a"):
-        ClapTeacher.from_pretrained(tmp_path)
+        ContrastiveTeacher.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match="no such folder"):
-        ClapTeacher.from_pretrained(tmp_path / "nothing")
+        ContrastiveTeacher.from_pretrained(tmp_path / "nothing")
 
 
 @pytest.mark.parametrize("fusion", [False, True])
 def test_a_processor_for_the_other_kind_of_model_is_refused(fusion):
     with pytest.raises(ValueError, match="laion/clap-htsat-" + ("fused" if fusion else "unfused")):
-        ClapTeacher(make_model(fusion), make_processor(not fusion))
+        ContrastiveTeacher(make_model(fusion), make_processor(not fusion))
 
 
 def as_flac(samples):

@@ -1,4 +1,4 @@
-"""`dataset_scripts/label_with_clap.py`: which negatives are drawn, who scores them, and that nothing else matters."""
+"""`dataset_scripts/label_pairs.py`: which negatives are drawn, who scores them, and that nothing else matters."""
 
 import json
 import os
@@ -15,13 +15,17 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from conftest import ROOT, run_script
+from conftest import PARITY, ROOT, run_script
+from language_models import save_language_model
+from scipy.stats import rankdata
 from teachers import SAMPLING_RATE, make_clip, save_teacher
 
 from modeling_xacle.data.pairs import check_rows, load_pairs, make_dataset, save_dataset
-from modeling_xacle.judges.clap import ClapTeacher, separation_auc
+from modeling_xacle.judges.contrastive import ContrastiveTeacher, separation_auc
+from modeling_xacle.judges.language_model import LanguageModelPipeline
+from modeling_xacle.scoring import load_scorer
 
-SCRIPT = ROOT / "dataset_scripts" / "label_with_clap.py"
+SCRIPT = ROOT / "dataset_scripts" / "label_pairs.py"
 REPOSITORY = SCRIPT.parents[1]
 SUBJECTS = ["a dog", "the dog", "a bell", "rain", "a loud bell", "the loud dog", "a quiet dog", "the bell", "the rain"]
 VERBS = ["barks", "falls", "rings", "barks twice", "rings and falls"]
@@ -120,7 +124,7 @@ def test_every_row_is_there_with_three_negatives_of_other_clips(corpus, labelled
 
 
 def test_labels_are_the_teachers_cosines_also_of_negatives(labelled, teacher_folder):
-    teacher = ClapTeacher.from_pretrained(teacher_folder)
+    teacher = ContrastiveTeacher.from_pretrained(teacher_folder)
     for dataset in labelled["splits"].values():
         for row in dataset.select(range(0, len(dataset), 5)):
             cosine = teacher.embed_audio([row["audio"]["path"]]) @ teacher.embed_text([row["text"]]).T
@@ -140,7 +144,7 @@ def test_the_seed_and_nothing_else_decides_about_negatives(corpus, teacher_folde
 
 def test_each_clip_and_each_distinct_caption_is_embedded_once(corpus, teacher_folder, tmp_path, monkeypatch):
     embedded = {"clips": 0, "captions": 0}
-    embed_features, embed_text = ClapTeacher.embed_features, ClapTeacher.embed_text
+    embed_features, embed_text = ContrastiveTeacher.embed_features, ContrastiveTeacher.embed_text
 
     def count_clips(self, clips, batch_size=16):
         embedded["clips"] += len(clips)
@@ -150,8 +154,8 @@ def test_each_clip_and_each_distinct_caption_is_embedded_once(corpus, teacher_fo
         embedded["captions"] += len(captions)
         return embed_text(self, captions, batch_size)
 
-    monkeypatch.setattr(ClapTeacher, "embed_features", count_clips)
-    monkeypatch.setattr(ClapTeacher, "embed_text", count_captions)
+    monkeypatch.setattr(ContrastiveTeacher, "embed_features", count_clips)
+    monkeypatch.setattr(ContrastiveTeacher, "embed_text", count_captions)
     arguments = [corpus, "--teacher", teacher_folder, "-o", tmp_path / "out"]
     assert run(*arguments)[0] == 0
     texts = {row["text"] for dataset in load_pairs(corpus).values() for row in dataset}
@@ -169,7 +173,7 @@ def test_hard_negatives_are_near_and_keep_the_promises(corpus, teacher_folder, l
     assert code == 0, stderr
     original, hard = load_pairs(corpus), load_pairs(tmp_path / "hard")
     check_negatives(original, hard, 2)
-    teacher = ClapTeacher.from_pretrained(teacher_folder)
+    teacher = ContrastiveTeacher.from_pretrained(teacher_folder)
 
     def mean_similarity(dataset):
         positive, similarities = None, []
@@ -264,6 +268,89 @@ def test_several_teachers_are_averaged_and_reported(corpus, teacher_folder, labe
     assert run(corpus, "--teacher", other, "--processor", "", "--processor", "", "-o", tmp_path / "x")[0] == 1
 
 
+@pytest.fixture(scope="module")
+def asked_folder(tmp_path_factory):
+    return save_language_model(tmp_path_factory.mktemp("asked"))
+
+
+@pytest.fixture(scope="module")
+def asked(corpus, asked_folder, tmp_path_factory):
+    """The corpus labelled by a language model."""
+    output = tmp_path_factory.mktemp("asked") / "out"
+    code, _, stderr = run(corpus, "--teacher", asked_folder, "-o", output, "--negatives", 1)
+    assert code == 0, stderr
+    return output
+
+
+@pytest.mark.parametrize("kind", ["language model", "xacle"])
+def test_a_teacher_that_is_asked_labels_each_pair(kind, corpus, asked, asked_folder, model_folder, tmp_path):
+    """A share of yes from 0 to 1, or a score from 0 to 10, becomes a label from -1 to 1."""
+    folder, teacher = (asked, asked_folder) if kind == "language model" else (tmp_path / "out", model_folder)
+    if kind == "xacle":
+        assert run(corpus, "--teacher", teacher, "-o", folder, "--negatives", 1)[0] == 0
+    align, scale = load_scorer(teacher, "cpu"), 0.5 if kind == "language model" else 5
+    check_negatives(load_pairs(corpus), load_pairs(folder), 1)
+    for row in load_pairs(folder, "train").select(range(0, 80, 9)):
+        score = align({"audio": row["audio"]["path"], "text": row["text"]})["score"]
+        assert row["label"] == pytest.approx(score / scale - 1, abs=1e-4)
+
+
+def test_a_killed_teacher_is_asked_only_what_is_missing(corpus, asked, asked_folder, tmp_path, monkeypatch):
+    options = [corpus, "--teacher", asked_folder, "--negatives", 1, "--shard-size", 20, "-o"]
+    assert run(*options, tmp_path / "out", "--batch-size", 3, "--num-workers", 2)[0] == 0
+    assert_equal_tables(asked, tmp_path / "out", tolerance=1e-5)
+    shards = sorted((tmp_path / "out_embeddings").rglob("pairs-*.safetensors"))
+    assert len(shards) > 4
+    shards[2].unlink()
+    counted, forward = [], LanguageModelPipeline._ask
+    monkeypatch.setattr(
+        LanguageModelPipeline, "_ask", lambda self, pairs: counted.extend(pairs) or forward(self, pairs)
+    )
+    assert run(*options, tmp_path / "again", "--embeddings", tmp_path / "out_embeddings")[0] == 0
+    windows = len(counted) - 1  # one is silence, to try the model
+    assert 20 <= windows <= 60  # a clip has up to three
+    assert_equal_tables(tmp_path / "out", tmp_path / "again", tolerance=1e-5)
+    other = ["--question", "a {caption} ?", "--embeddings", tmp_path / "out_embeddings"]
+    assert run(*options, tmp_path / "other", *other)[0] == 0
+    texts = [load_pairs(tmp_path / name)["train"] for name in ("out", "other")]
+    assert texts[0]["text"][:] == texts[1]["text"][:] and texts[0]["label"][:] != texts[1]["label"][:]
+
+
+def test_teachers_of_two_kinds_are_averaged_by_their_ranks(corpus, teacher_folder, asked_folder, tmp_path):
+    both = ["--teacher", teacher_folder, "--teacher", asked_folder]
+    for name, options in (("one", both[:2]), ("two", both[2:]), ("both", [*both, "--average", "rank"])):
+        options += ["--negatives", 1, "--embeddings", tmp_path / "kept"]
+        code, _, stderr = run(corpus, *options, "-o", tmp_path / name)
+        assert code == 0, stderr
+    one, two, joint = (
+        np.concatenate([dataset["label"] for dataset in load_pairs(tmp_path / name).values()])
+        for name in ("one", "two", "both")
+    )
+    ranks = (rankdata(one) + rankdata(two)) / 2
+    np.testing.assert_allclose(joint, 2 * (ranks - 1) / (len(ranks) - 1) - 1, atol=0.05)  # twins may change places
+    report = json.loads((tmp_path / "both" / "report.json").read_text())
+    assert [row["teacher"] for row in report["teachers"]] == [str(teacher_folder), str(asked_folder)]
+
+
+def test_ranks_do_not_mind_a_teacher_that_crowds_at_the_ends():
+    generator = np.random.default_rng(0)
+    first = generator.uniform(-1, 1, 101)
+    labels = functions["combine_teachers"](np.array([first, np.tanh(9 * first)]), "rank")
+    np.testing.assert_allclose(labels, 2 * (rankdata(first) - 1) / 100 - 1, atol=1e-12)
+
+
+def test_clips_that_a_teacher_that_is_asked_cannot_read_are_listed(damaged, asked_folder, tmp_path):
+    soundfile.write(tmp_path / "gone.wav", make_clip(0.5), SAMPLING_RATE)
+    options = [damaged, "--teacher", asked_folder, "--negatives", 1, "-o", tmp_path / "out"]
+    code, _, stderr = run(*options)
+    assert code == 1 and "broken.wav" in stderr and "--allow-missing" in stderr
+    code, stdout, stderr = run(*options, "--allow-missing")
+    assert code == 0, stderr
+    lost = [row["id"] for row in load_pairs(damaged)["train"] if row["audio"]["path"].endswith("broken.wav")]
+    assert lost and f"rows left out: {len(lost)}" in stdout
+    assert not set(lost) & set(load_pairs(tmp_path / "out")["train"]["id"][:])
+
+
 def test_the_report_says_how_the_labels_are_distributed(labelled):
     report = json.loads((labelled["folder"] / "report.json").read_text())
     for split, dataset in labelled["splits"].items():
@@ -328,7 +415,9 @@ def test_missing_and_broken_clips_are_listed_and_errors_unless_allowed(damaged, 
 def test_wrong_use_ends_in_one_line(corpus, teacher_folder, model_folder, tmp_path):
     wrong = {
         "neither a dataset folder nor": [tmp_path / "nothing", "--teacher", teacher_folder],
-        "type xacle, not clap": [corpus, "--teacher", model_folder],
+        "type qwen2; xacle, clap, pe_audio": [corpus, "--teacher", PARITY / "llm"],
+        "--hard needs a contrastive teacher": [corpus, "--teacher", model_folder, "--hard", "1"],
+        "--question is for audio language models": [corpus, "--teacher", model_folder, "--question", "hears"],
         "--hard 3 is more than --negatives 3 or --hard-pool 2": [
             corpus,
             "--teacher",
@@ -371,13 +460,13 @@ def test_a_killed_run_continues_where_it_stopped(corpus, teacher_folder, labelle
     done = {file: file.stat().st_mtime_ns for file in (tmp_path / "out_embeddings").rglob("*.safetensors")}
     assert len(done) == 3
     clips = []
-    embed_features = ClapTeacher.embed_features
+    embed_features = ContrastiveTeacher.embed_features
 
     def count(self, features, batch_size=16):
         clips.extend(features)
         return embed_features(self, features, batch_size)
 
-    monkeypatch.setattr(ClapTeacher, "embed_features", count)
+    monkeypatch.setattr(ContrastiveTeacher, "embed_features", count)
     code, _, stderr = run(*options)
     assert code == 0, stderr
     assert len(clips) == 34 - 15
@@ -387,10 +476,11 @@ def test_a_killed_run_continues_where_it_stopped(corpus, teacher_folder, labelle
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="two processes of this test would share one accelerator")
-def test_two_processes_give_what_one_gives(corpus, teacher_folder, labelled, tmp_path):
+def test_two_processes_give_what_one_gives(corpus, teacher_folder, asked_folder, tmp_path):
+    teachers = ["--teacher", teacher_folder, "--teacher", asked_folder]
     launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    script = [SCRIPT, corpus, "--teacher", teacher_folder, "-o", tmp_path / "two", "--shard-size", "5", "--hard", "2"]
+    script = [SCRIPT, corpus, *teachers, "-o", tmp_path / "two", "--shard-size", "5", "--hard", "2"]
     result = subprocess.run(
         [sys.executable, *launch, *map(str, script)],
         cwd=REPOSITORY,
@@ -402,8 +492,8 @@ def test_two_processes_give_what_one_gives(corpus, teacher_folder, labelled, tmp
     assert result.returncode == 0, result.stderr
     assert "2 processes" in result.stderr
     assert result.stdout.count("AUC of positives") == 1
-    run(corpus, "--teacher", teacher_folder, "-o", tmp_path / "one", "--hard", 2)
-    assert_equal_tables(tmp_path / "one", tmp_path / "two")
+    run(corpus, *teachers, "-o", tmp_path / "one", "--hard", 2)
+    assert_equal_tables(tmp_path / "one", tmp_path / "two", tolerance=1e-5)
     assert len(list((tmp_path / "two_embeddings").rglob("clips-*.safetensors"))) == 7
 
 
