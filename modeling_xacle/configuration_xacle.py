@@ -71,43 +71,17 @@ class BeatsConfig(PreTrainedConfig):
             raise ValueError(f"num_mel_bins={self.num_mel_bins} is not a multiple of patch_size={self.patch_size}.")
 
 
-AUTO_MAP = {
-    "AutoConfig": "configuration_xacle.XacleConfig",
-    "AutoModel": "modeling_xacle.XacleModel",
-    "AutoModelForMultimodalLM": "modeling_captioning.XacleForConditionalGeneration",
-}
-CUSTOM_PIPELINES = {
-    "audio-text-alignment": {
-        "impl": "pipeline_xacle.AudioTextAlignmentPipeline",
-        "pt": ["AutoModel"],
-        "type": "multimodal",
-    }
-}
+PIPELINE = {"impl": "pipeline_xacle.AudioTextAlignmentPipeline", "pt": ["AutoModel"], "type": "multimodal"}
 
 
-class XacleConfig(PreTrainedConfig):
+class ScoringConfig(PreTrainedConfig):
     r"""
-    Configuration of a [`XacleModel`]. The defaults are the published system (arXiv 2602.00604, section 2) on
-    Qwen2.5-0.5B.
+    What the configurations of all models that score pairs share: an audio tower, a text model, and the scale.
 
     Args:
         audio_config (`PreTrainedConfig` or `dict`): The audio encoder: BEATs ([`BeatsConfig`]), or one of a family that
             `modeling_towers.py` lists.
-        text_config (`PreTrainedConfig` or `dict`): The language model; any causal decoder the Auto classes know.
-        num_audio_tokens (`int`): Tokens an audio clip takes in the sequence; the encoder's output is average-pooled to
-            this number.
-        projector_intermediate_size (`int`): Width of the SwiGLU projector.
-        projector_dropout (`float`): Dropout inside the projector, in training.
-        score_head_hidden_size (`int`): Width of the score head's two hidden layers.
-        score_head_output_size (`int`): Width of the vector from which the score is read.
-        score_head_dropout (`float`): Dropout after each hidden layer of the score head, in training.
-        caption_likelihood (`bool`): Whether the score also uses how likely the language model, trained by captioning
-            (stage 1), finds the caption after the sound. Not in the published system; the processor must have
-            `audio_first`.
-        audio_start_token_id (`int`): Id of `[AUDIO_START]`.
-        audio_end_token_id (`int`): Id of `[AUDIO_END]`.
-        score_token_id (`int`): Id of `[SCORE]`, whose hidden state gives the score.
-        audio_token_id (`int`): Id of `[AUDIO]`, the placeholder for one audio token; its embedding is never used.
+        text_config (`PreTrainedConfig` or `dict`): The text model.
         score_min (`float`): Lower end of the listeners' scale, where the label is -1.
         score_max (`float`): Upper end of the listeners' scale, where the label is 1.
         calibration_scale (`float`): Slope of the affine calibration from logits to labels.
@@ -115,36 +89,19 @@ class XacleConfig(PreTrainedConfig):
         apply_calibration (`bool`): Whether scores go through the calibration. Rank correlations do not depend on it.
         training_stage (`int`): Last training stage completed: 0 none (the score head is random), 1 captioning, 2 CLAP
             pseudo-labels, 3 listeners' scores.
-        tie_word_embeddings (`bool`): Whether the LM head of stage 1 shares the weights of the embeddings.
     """
 
-    model_type = "xacle"
-    sub_configs_defaults: ClassVar[dict] = {
-        "audio_config": BeatsConfig,
-        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="qwen2"),
-    }
+    auto_map_classes: ClassVar[dict[str, str]] = {}
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["hidden_states", "attentions"]
 
     audio_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
-    num_audio_tokens: int = 100
-    projector_intermediate_size: int = 3584
-    projector_dropout: float = 0.1
-    score_head_hidden_size: int = 512
-    score_head_output_size: int = 128
-    score_head_dropout: float = 0.1
-    caption_likelihood: bool = False
-    audio_start_token_id: int = 151665
-    audio_end_token_id: int = 151666
-    score_token_id: int = 151667
-    audio_token_id: int = 151668
     score_min: float = 0.0
     score_max: float = 10.0
     calibration_scale: float = 1.0
     calibration_offset: float = 0.0
     apply_calibration: bool = True
     training_stage: int = 0
-    tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs: Any):
         # Within this package the task registry knows the pipeline; only a folder loaded as remote code must name it.
@@ -157,20 +114,12 @@ class XacleConfig(PreTrainedConfig):
             is_beats = kind == BeatsConfig.model_type  # which a stranger's AutoConfig does not know
             self.audio_config = BeatsConfig(**settings) if is_beats else AutoConfig.for_model(kind, **settings)
         super().__post_init__(**kwargs)
-        if self.num_audio_tokens < 1:
-            raise ValueError(f"num_audio_tokens={self.num_audio_tokens} must be at least 1.")
         if self.score_min >= self.score_max:
             raise ValueError(f"score_min={self.score_min} must be below score_max={self.score_max}.")
         if not self.calibration_scale > 0:
             raise ValueError(
                 f"calibration_scale={self.calibration_scale} must be positive, or it would reverse the ranking."
             )
-
-    @property
-    def end_token_id(self) -> int:
-        """The id of the token that ends a caption: the language model's (first) end-of-sequence token."""
-        end = self.text_config.eos_token_id
-        return end[0] if isinstance(end, list) else end
 
     def logits_to_scores(self, logits: Any) -> Any:
         """
@@ -196,16 +145,89 @@ class XacleConfig(PreTrainedConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields, and the files in which a stranger's Auto classes and `pipeline` find the code."""
-        return {**super().to_dict(), "auto_map": AUTO_MAP, "custom_pipelines": CUSTOM_PIPELINES}
+        pipelines = {"audio-text-alignment": PIPELINE}
+        return {**super().to_dict(), "auto_map": self.auto_map_classes, "custom_pipelines": pipelines}
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Save config.json and, beside it, the code of captioner and pipeline, which it names."""
-        from .modeling_captioning import XacleForConditionalGeneration  # for Transformers, which copies their files
-        from .pipeline_xacle import AudioTextAlignmentPipeline
-
+        """Save config.json and, beside it, the code that it names but no model of this kind brings along."""
         super().save_pretrained(save_directory, **kwargs)
-        for carried in (XacleForConditionalGeneration, AudioTextAlignmentPipeline):
+        for carried in self._carried():
             custom_object_save(carried, save_directory)
 
+    @staticmethod
+    def _carried() -> list[type]:
+        """Returns the classes whose files Transformers copies."""
+        from .pipeline_xacle import AudioTextAlignmentPipeline
 
-__all__ = ["BeatsConfig", "XacleConfig"]
+        return [AudioTextAlignmentPipeline]
+
+
+class XacleConfig(ScoringConfig):
+    r"""
+    Configuration of a [`XacleModel`]. The defaults are the published system (arXiv 2602.00604, section 2) on
+    Qwen2.5-0.5B.
+
+    Args:
+        audio_config (`PreTrainedConfig` or `dict`): The audio tower.
+        text_config (`PreTrainedConfig` or `dict`): The language model; any causal decoder the Auto classes know.
+        num_audio_tokens (`int`): Tokens an audio clip takes in the sequence; the encoder's output is average-pooled to
+            this number.
+        projector_intermediate_size (`int`): Width of the SwiGLU projector.
+        projector_dropout (`float`): Dropout inside the projector, in training.
+        score_head_hidden_size (`int`): Width of the score head's two hidden layers.
+        score_head_output_size (`int`): Width of the vector from which the score is read.
+        score_head_dropout (`float`): Dropout after each hidden layer of the score head, in training.
+        caption_likelihood (`bool`): Whether the score also uses how likely the language model, trained by captioning
+            (stage 1), finds the caption after the sound. Not in the published system; the processor must have
+            `audio_first`.
+        audio_start_token_id (`int`): Id of `[AUDIO_START]`.
+        audio_end_token_id (`int`): Id of `[AUDIO_END]`.
+        score_token_id (`int`): Id of `[SCORE]`, whose hidden state gives the score.
+        audio_token_id (`int`): Id of `[AUDIO]`, the placeholder for one audio token; its embedding is never used.
+        tie_word_embeddings (`bool`): Whether the LM head of stage 1 shares the weights of the embeddings.
+        kwargs: The fields of [`ScoringConfig`], which tell the scale.
+    """
+
+    model_type = "xacle"
+    sub_configs_defaults: ClassVar[dict] = {
+        "audio_config": BeatsConfig,
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="qwen2"),
+    }
+    auto_map_classes: ClassVar[dict[str, str]] = {
+        "AutoConfig": "configuration_xacle.XacleConfig",
+        "AutoModel": "modeling_xacle.XacleModel",
+        "AutoModelForMultimodalLM": "modeling_captioning.XacleForConditionalGeneration",
+    }
+
+    num_audio_tokens: int = 100
+    projector_intermediate_size: int = 3584
+    projector_dropout: float = 0.1
+    score_head_hidden_size: int = 512
+    score_head_output_size: int = 128
+    score_head_dropout: float = 0.1
+    caption_likelihood: bool = False
+    audio_start_token_id: int = 151665
+    audio_end_token_id: int = 151666
+    score_token_id: int = 151667
+    audio_token_id: int = 151668
+    tie_word_embeddings: bool = True
+
+    def __post_init__(self, **kwargs: Any):
+        super().__post_init__(**kwargs)
+        if self.num_audio_tokens < 1:
+            raise ValueError(f"num_audio_tokens={self.num_audio_tokens} must be at least 1.")
+
+    @property
+    def end_token_id(self) -> int:
+        """The id of the token that ends a caption: the language model's (first) end-of-sequence token."""
+        end = self.text_config.eos_token_id
+        return end[0] if isinstance(end, list) else end
+
+    @staticmethod
+    def _carried() -> list[type]:
+        from .modeling_captioning import XacleForConditionalGeneration
+
+        return [XacleForConditionalGeneration, *ScoringConfig._carried()]
+
+
+__all__ = ["BeatsConfig", "ScoringConfig", "XacleConfig"]

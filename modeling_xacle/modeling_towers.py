@@ -33,6 +33,11 @@ def read_masked(name: str) -> Reader:
     return lambda encoder, features, mask: encoder(features, **{name: mask}).last_hidden_state
 
 
+def summarize_masked(name: str) -> Reader:
+    """Returns a reader of pooled outputs `(batch_size, hidden_size)`, for encoders that take the mask by this name."""
+    return lambda encoder, features, mask: encoder(features, **{name: mask}).pooler_output
+
+
 def read_ast(encoder: nn.Module, features: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """Reads AST's patches, time step by time step, without the two tokens in front, which are of the whole clip."""
     config = encoder.config
@@ -88,6 +93,8 @@ class AudioFamily:
         extractor (`str`): Class of its feature extractor; `FRONT_ENDS` (feature_extraction_towers.py) tells how that is
             called.
         read (`Reader`): Computes the states in the order of time.
+        summarize (`Reader`, *optional*): Computes the tower's own vector `(batch_size, hidden_size)` of a clip; by
+            default, that is the mean of its states.
         build (callable): Makes an encoder with random weights from its config.
         inside (`tuple` of `str`, *optional*): A model type that has such an encoder in it, and the encoder's attribute
             in what `AutoModel` makes of that type.
@@ -95,17 +102,23 @@ class AudioFamily:
 
     extractor: str
     read: Reader = read_unmasked
+    summarize: Reader | None = None
     build: Callable[[PreTrainedConfig], PreTrainedModel] = AutoModel.from_config
     inside: tuple[str, str] | None = None
 
 
 WHISPER, WAV2VEC2 = "WhisperFeatureExtractor", "Wav2Vec2FeatureExtractor"
 FAMILIES = {
-    "xacle_beats": AudioFamily("XacleFeatureExtractor", read_beats, BeatsModel),
+    "xacle_beats": AudioFamily("XacleFeatureExtractor", read_beats, build=BeatsModel),
     "audio-spectrogram-transformer": AudioFamily("ASTFeatureExtractor", read_ast),
-    "clap_audio_model": AudioFamily("ClapFeatureExtractor", read_clap, build_clap, inside=("clap", "audio_model")),
+    "clap_audio_model": AudioFamily(
+        "ClapFeatureExtractor", read_clap, build=build_clap, inside=("clap", "audio_model")
+    ),
     "pe_audio_encoder": AudioFamily(
-        "PeAudioFeatureExtractor", read_masked("padding_mask"), inside=("pe_audio", "audio_encoder")
+        "PeAudioFeatureExtractor",
+        read_masked("padding_mask"),
+        summarize_masked("padding_mask"),
+        inside=("pe_audio", "audio_encoder"),
     ),
     "whisper": AudioFamily(WHISPER, build=build_whisper, inside=("whisper", "encoder")),
     "qwen2_audio_encoder": AudioFamily(WHISPER, read_qwen2_audio, inside=("qwen2_audio", "audio_tower")),
@@ -151,6 +164,14 @@ def read_tower(tower: PreTrainedModel, features: torch.Tensor, mask: torch.Tenso
     return audio_family(tower.config).read(tower, features, mask)
 
 
+def summarize_tower(tower: PreTrainedModel, features: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Returns one vector of each clip, `(batch_size, hidden_size)`; arguments as for [`read_tower`]."""
+    summarize = audio_family(tower.config).summarize
+    if summarize is not None:
+        return summarize(tower, features, mask)
+    return pool_tokens(read_tower(tower, features, mask), 1, mask).squeeze(1)
+
+
 def pool_tokens(states: torch.Tensor, num_tokens: int, mask: torch.Tensor | None = None) -> torch.Tensor:
     """
     Average-pools the part of each clip that is sound to a number of tokens.
@@ -173,4 +194,4 @@ def pool_tokens(states: torch.Tensor, num_tokens: int, mask: torch.Tensor | None
     return (weights / weights.sum(dim=-1, keepdim=True)) @ states
 
 
-__all__ = ["AudioFamily", "audio_family", "build_tower", "pool_tokens", "read_tower"]
+__all__ = ["AudioFamily", "audio_family", "build_tower", "pool_tokens", "read_tower", "summarize_tower"]

@@ -158,6 +158,18 @@ class XaclePreTrainedModel(PreTrainedModel):
                 bound = module.in_features**-0.5
                 init.uniform_(module.bias, -bound, bound)
 
+    def train(self, mode: bool = True) -> "XaclePreTrainedModel":
+        """
+        Put trained parts into training mode, and parts whose weights are frozen into evaluation mode (no dropout).
+        The language model does not count as trained if only its embeddings are.
+        """
+        super().train(mode)
+        embeddings = {id(parameter) for parameter in self.get_input_embeddings().parameters()}
+        for part in self.children():
+            if not any(weight.requires_grad for weight in part.parameters() if id(weight) not in embeddings):
+                part.eval()
+        return self
+
 
 def likelihood_features(
     log_probabilities: torch.Tensor, distances: torch.Tensor, predicted: torch.Tensor, last: torch.Tensor
@@ -204,18 +216,6 @@ class XacleModel(XaclePreTrainedModel):
         self._keys_to_ignore_on_save = list(self._tied_weights_keys) if config.tie_word_embeddings else None
         self.score_head = XacleScoreHead(config)
         self.post_init()
-
-    def train(self, mode: bool = True) -> "XacleModel":
-        """
-        Put trained parts into training mode, and parts whose weights are frozen into evaluation mode (no dropout).
-        The language model does not count as trained if only its embeddings are.
-        """
-        super().train(mode)
-        embeddings = {id(parameter) for parameter in self.get_input_embeddings().parameters()}
-        for part in self.children():
-            if not any(weight.requires_grad for weight in part.parameters() if id(weight) not in embeddings):
-                part.eval()
-        return self
 
     def get_input_embeddings(self) -> nn.Module:
         """Returns the embeddings of the language model."""

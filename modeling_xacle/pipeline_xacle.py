@@ -20,6 +20,7 @@ logger = logging.get_logger(__name__)
 # Captions or windows of one clip go through the model together even if the caller's batches are smaller.
 SMALLEST_PASS = 16
 FIRST_SCORING_STAGE = 2
+MODEL_TYPES = ("xacle", "xacle_dual_encoder")
 SHORTEST_HOP = 0.025  # seconds: one frame of the spectrogram
 
 
@@ -111,7 +112,7 @@ class AudioTextAlignmentPipeline(Pipeline):
     def _check_parts(self) -> None:
         """Check that model and processor fit this task and each other; warn if the model is untrained."""
         config, processor = self.model.config, self.processor
-        if config.model_type != "xacle":
+        if config.model_type not in MODEL_TYPES:
             raise ValueError(f"A {config.model_type} model cannot do this task; it takes a xacle model.")
         if not hasattr(processor, "tokenize_caption"):
             raise ValueError(
@@ -119,7 +120,7 @@ class AudioTextAlignmentPipeline(Pipeline):
             )
         check_agreement(config, processor)
         stage = config.training_stage
-        if stage < FIRST_SCORING_STAGE:
+        if stage < FIRST_SCORING_STAGE and any(True for _ in self.model.score_head.parameters()):
             logger.warning(
                 f"The score head of this model was never trained (training_stage={stage}): its scores are noise."
             )

@@ -25,13 +25,16 @@ def check_agreement(config: Any, processor: "XacleProcessor") -> None:
     Raises:
         ValueError: They differ, so that scores would have no meaning.
     """
+    check_front_end(config.audio_config, processor.feature_extractor)
+    if not hasattr(config, "score_token_id"):  # a judge with two towers
+        check_vocabulary(config.text_config, processor.tokenizer)
+        return
     ids = [config.audio_start_token_id, *[config.audio_token_id] * config.num_audio_tokens]
     if processor.audio_and_score_ids != [*ids, config.audio_end_token_id, config.score_token_id]:
         raise ValueError(
             "Model and processor differ in their special tokens or in the number of audio tokens: give the "
             "processor that was saved with this model."
         )
-    check_front_end(config.audio_config, processor.feature_extractor)
     if processor.audio_first != config.caption_likelihood:
         raise ValueError(
             f"The processor puts captions {'behind' if processor.audio_first else 'before'} the sound "
@@ -44,6 +47,20 @@ def check_agreement(config: Any, processor: "XacleProcessor") -> None:
         raise ValueError(
             f"A caption ends with token {config.end_token_id} in the model, but with {end} in its tokenizer, so that "
             "likelihoods would be wrong: give the processor that was saved with this model."
+        )
+
+
+def check_vocabulary(text_config: Any, tokenizer: Any) -> None:
+    """
+    Check that a text tower, given by its config, knows all tokens of a tokenizer.
+
+    Raises:
+        ValueError: It does not.
+    """
+    if len(tokenizer) > text_config.vocab_size:
+        raise ValueError(
+            f"The tokenizer has {len(tokenizer)} tokens, but the text tower knows {text_config.vocab_size}: give the "
+            "processor that was saved with this model."
         )
 
 
@@ -62,48 +79,16 @@ def check_front_end(audio_config: Any, extractor: Any) -> None:
         )
 
 
-class XacleProcessor(ProcessorMixin):
-    r"""
-    Builds the sequence: caption, `[AUDIO_START]`, N x `[AUDIO]`, `[AUDIO_END]`, `[SCORE]`, padded at its end (arXiv
-    2602.00604, section 2). The published EOS after `[SCORE]` is left out: under causal attention it cannot change the
-    score.
-
-    Args:
-        feature_extractor (`WindowFeatureExtractor`): Audio -> what the model's audio tower hears.
-        tokenizer (`PreTrainedTokenizerBase`): Tokenizer of the language model with the four tokens of `SPECIAL_TOKENS`
-            added.
-        num_audio_tokens (`int`): Audio tokens per clip, as in the model's `config.num_audio_tokens`.
-        max_text_tokens (`int`): Caption tokens to keep.
-        audio_first (`bool`): Put the caption after the audio, as captioning (stage 1) does, rather than before it, as
-            published: `[SCORE]` then reads how well each word follows from the sound, which stage 1 taught.
+class PairProcessor(ProcessorMixin):
+    """
+    What the processors of all models share: it makes inputs of pairs, from a feature extractor and a tokenizer. A child
+    class makes a pair's sequence (`tokenize_caption`).
     """
 
-    def __init__(
-        self,
-        feature_extractor: Any,
-        tokenizer: Any,
-        num_audio_tokens: int = 100,
-        max_text_tokens: int = 256,
-        audio_first: bool = False,
-        **kwargs: Any,
-    ):
-        super().__init__(feature_extractor, tokenizer, **kwargs)
-        self.audio_first = audio_first
-        self.num_audio_tokens = num_audio_tokens
-        self.max_text_tokens = max_text_tokens
-        vocabulary = tokenizer.get_vocab()
-        missing = [token for token in SPECIAL_TOKENS if token not in vocabulary]
-        if missing:
-            raise ValueError(
-                f"The tokenizer lacks {', '.join(missing)}: take one that `xacle init` or `xacle convert tmu` wrote."
-            )
-        audio_start, audio_end, score, audio = (vocabulary[token] for token in SPECIAL_TOKENS)
-        self.audio_and_score_ids = [audio_start, *[audio] * num_audio_tokens, audio_end, score]
-        pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        self._pad_id = 0 if pad_id is None else pad_id  # any id does: nothing attends to padding at the end
+    max_text_tokens: int
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str, **kwargs: Any) -> "XacleProcessor":
+    def from_pretrained(cls, pretrained_model_name_or_path: str, **kwargs: Any) -> "PairProcessor":
         """
         Load from a folder or Hub id.
 
@@ -114,7 +99,7 @@ class XacleProcessor(ProcessorMixin):
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         except OSError as error:
             raise OSError(
-                f"{pretrained_model_name_or_path} has no complete XacleProcessor (processor_config.json, tokenizer): "
+                f"{pretrained_model_name_or_path} has no complete {cls.__name__} (processor_config.json, tokenizer): "
                 f"save it beside the model with `processor.save_pretrained`. {error}"
             ) from error
 
@@ -175,6 +160,95 @@ class XacleProcessor(ProcessorMixin):
         else:
             log_losses(notes)
         return batch
+
+    def tokenize_caption(self, caption: str) -> tuple[list[int], list[str]]:
+        """
+        Returns the whole sequence of one pair, unpadded, and a note if the caption was cut.
+
+        Raises:
+            TypeError: The caption is not a string.
+            ValueError: The caption is empty or blank, or not valid Unicode.
+        """
+        raise NotImplementedError
+
+    def _encode(self, caption: str, **kwargs: Any) -> list[int]:
+        """Returns a caption's token ids; special tokens in its text are not recognised."""
+        if caption is None:
+            raise TypeError("There is no caption.")
+        if not isinstance(caption, str):
+            raise TypeError(f"A caption must be a string, not {type(caption).__name__}: {caption!r}.")
+        if not any(character.isprintable() and not character.isspace() for character in caption):
+            raise ValueError(f"The caption is empty ({caption!r}): a score needs words to compare with the sound.")
+        if any("\ud800" <= character <= "\udfff" for character in caption):
+            raise ValueError(
+                f"The caption {caption!r} is not valid Unicode (it has a lone surrogate): read its file as UTF-8."
+            )
+        return self.tokenizer(caption, split_special_tokens=True, verbose=False, **kwargs)["input_ids"]
+
+    @staticmethod
+    def _check_pairs(num_captions: int, num_clips: int) -> None:
+        if num_captions != num_clips:
+            raise ValueError(
+                f"{num_captions} captions and {num_clips} clips do not make pairs: give as many of the one as of the "
+                "other."
+            )
+
+    @property
+    def pad_id(self) -> int:
+        """The id that fills sequences up; any does where no mask is needed, because nothing attends to it."""
+        ids = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
+        return next(id for id in ids if id is not None)
+
+    def pad(self, sequences: list[list[int]], device: str | torch.device | None = None) -> dict[str, torch.Tensor]:
+        """
+        Returns int64 `input_ids` and `attention_mask` of shape `(batch_size, longest)`, padded only at the end.
+        """
+        length, pad_id = max(map(len, sequences)), self.pad_id
+        input_ids = [[*ids, *[pad_id] * (length - len(ids))] for ids in sequences]
+        attention_mask = [[1] * len(ids) + [0] * (length - len(ids)) for ids in sequences]
+        return {
+            "input_ids": torch.tensor(input_ids, device=device),
+            "attention_mask": torch.tensor(attention_mask, device=device),
+        }
+
+
+class XacleProcessor(PairProcessor):
+    r"""
+    Builds the sequence: caption, `[AUDIO_START]`, N x `[AUDIO]`, `[AUDIO_END]`, `[SCORE]`, padded at its end (arXiv
+    2602.00604, section 2). The published EOS after `[SCORE]` is left out: under causal attention it cannot change the
+    score.
+
+    Args:
+        feature_extractor (`WindowFeatureExtractor`): Audio -> what the model's audio tower hears.
+        tokenizer (`PreTrainedTokenizerBase`): Tokenizer of the language model with the four tokens of `SPECIAL_TOKENS`
+            added.
+        num_audio_tokens (`int`): Audio tokens per clip, as in the model's `config.num_audio_tokens`.
+        max_text_tokens (`int`): Caption tokens to keep.
+        audio_first (`bool`): Put the caption after the audio, as captioning (stage 1) does, rather than before it, as
+            published: `[SCORE]` then reads how well each word follows from the sound, which stage 1 taught.
+    """
+
+    def __init__(
+        self,
+        feature_extractor: Any,
+        tokenizer: Any,
+        num_audio_tokens: int = 100,
+        max_text_tokens: int = 256,
+        audio_first: bool = False,
+        **kwargs: Any,
+    ):
+        super().__init__(feature_extractor, tokenizer, **kwargs)
+        self.audio_first = audio_first
+        self.num_audio_tokens = num_audio_tokens
+        self.max_text_tokens = max_text_tokens
+        vocabulary = tokenizer.get_vocab()
+        missing = [token for token in SPECIAL_TOKENS if token not in vocabulary]
+        if missing:
+            raise ValueError(
+                f"The tokenizer lacks {', '.join(missing)}: take one that `xacle init` or `xacle convert tmu` wrote."
+            )
+        audio_start, audio_end, score, audio = (vocabulary[token] for token in SPECIAL_TOKENS)
+        self.audio_and_score_ids = [audio_start, *[audio] * num_audio_tokens, audio_end, score]
 
     def prepare_captioning(
         self,
@@ -241,37 +315,3 @@ class XacleProcessor(ProcessorMixin):
             *audio_ids, score_id = self.audio_and_score_ids
             return [*audio_ids, *ids, score_id], notes
         return ids + self.audio_and_score_ids, notes
-
-    def _encode(self, caption: str, **kwargs: Any) -> list[int]:
-        """Returns a caption's token ids; special tokens in its text are not recognised."""
-        if caption is None:
-            raise TypeError("There is no caption.")
-        if not isinstance(caption, str):
-            raise TypeError(f"A caption must be a string, not {type(caption).__name__}: {caption!r}.")
-        if not any(character.isprintable() and not character.isspace() for character in caption):
-            raise ValueError(f"The caption is empty ({caption!r}): a score needs words to compare with the sound.")
-        if any("\ud800" <= character <= "\udfff" for character in caption):
-            raise ValueError(
-                f"The caption {caption!r} is not valid Unicode (it has a lone surrogate): read its file as UTF-8."
-            )
-        return self.tokenizer(caption, split_special_tokens=True, verbose=False, **kwargs)["input_ids"]
-
-    @staticmethod
-    def _check_pairs(num_captions: int, num_clips: int) -> None:
-        if num_captions != num_clips:
-            raise ValueError(
-                f"{num_captions} captions and {num_clips} clips do not make pairs: give as many of the one as of the "
-                "other."
-            )
-
-    def pad(self, sequences: list[list[int]], device: str | torch.device | None = None) -> dict[str, torch.Tensor]:
-        """
-        Returns int64 `input_ids` and `attention_mask` of shape `(batch_size, longest)`, padded only at the end.
-        """
-        length = max(map(len, sequences))
-        input_ids = [[*ids, *[self._pad_id] * (length - len(ids))] for ids in sequences]
-        attention_mask = [[1] * len(ids) + [0] * (length - len(ids)) for ids in sequences]
-        return {
-            "input_ids": torch.tensor(input_ids, device=device),
-            "attention_mask": torch.tensor(attention_mask, device=device),
-        }

@@ -19,16 +19,19 @@ from transformers import (
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from . import DEFAULT_MODEL
+from .configuration_dual import XacleDualEncoderConfig
 from .configuration_xacle import BeatsConfig, XacleConfig
 from .feature_extraction_towers import XacleTowerFeatureExtractor
 from .feature_extraction_xacle import XacleFeatureExtractor
 from .modeling_beats import BeatsForAudioClassification, BeatsModel
 from .modeling_captioning import XacleForConditionalGeneration
+from .modeling_dual import XacleDualEncoder
 from .modeling_xacle import XacleModel
+from .processing_dual import XacleDualProcessor
 from .processing_xacle import XacleProcessor
 from .speed import FastAudioTextAlignmentPipeline
 
-for config_class in (BeatsConfig, XacleConfig):
+for config_class in (BeatsConfig, XacleConfig, XacleDualEncoderConfig):
     AutoConfig.register(config_class.model_type, config_class)
     config_class.register_for_auto_class()
 # A folder's own settings name the class; these are the ones that it may name.
@@ -39,6 +42,8 @@ AutoModelForAudioClassification.register(BeatsConfig, BeatsForAudioClassificatio
 AutoModel.register(XacleConfig, XacleModel)
 AutoModelForMultimodalLM.register(XacleConfig, XacleForConditionalGeneration)
 AutoProcessor.register(XacleConfig, XacleProcessor)
+AutoModel.register(XacleDualEncoderConfig, XacleDualEncoder)
+AutoProcessor.register(XacleDualEncoderConfig, XacleDualProcessor)
 BeatsModel.register_for_auto_class("AutoModel")
 BeatsForAudioClassification.register_for_auto_class("AutoModelForAudioClassification")
 XacleModel.register_for_auto_class("AutoModel")
@@ -46,6 +51,8 @@ XacleForConditionalGeneration.register_for_auto_class("AutoModelForMultimodalLM"
 XacleFeatureExtractor.register_for_auto_class()
 XacleTowerFeatureExtractor.register_for_auto_class()
 XacleProcessor.register_for_auto_class()
+XacleDualEncoder.register_for_auto_class("AutoModel")
+XacleDualProcessor.register_for_auto_class()
 PIPELINE_REGISTRY.register_pipeline(
     "audio-text-alignment",
     FastAudioTextAlignmentPipeline,

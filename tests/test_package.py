@@ -25,6 +25,9 @@ TRAVELS = {
     "modeling_beats": {"configuration_xacle"},
     "modeling_towers": {"modeling_beats"},
     "modeling_xacle": {"configuration_xacle", "modeling_towers"},
+    "configuration_dual": {"configuration_xacle"},
+    "processing_dual": {"processing_xacle"},
+    "modeling_dual": {"configuration_dual", "modeling_towers", "modeling_xacle"},
     "modeling_captioning": {"configuration_xacle", "modeling_xacle"},
     "pipeline_xacle": {"feature_extraction_xacle", "processing_xacle", "waveforms_xacle"},
 }

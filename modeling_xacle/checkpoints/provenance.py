@@ -8,7 +8,7 @@ from huggingface_hub import DatasetCard, ModelCard, ModelCardData
 from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
-from ..configuration_xacle import XacleConfig
+from ..configuration_xacle import BeatsConfig, ScoringConfig, XacleConfig
 from .loading import find_file
 
 CARD = "README.md"
@@ -32,10 +32,19 @@ def licence_of(source: str) -> str:
     return next((licence for pattern, licence in LICENCES.items() if re.match(pattern, name)), UNKNOWN)
 
 
-def made_from(config: XacleConfig) -> list[dict[str, str]]:
+def parts_in_words(config: ScoringConfig) -> str:
+    """Says what a model consists of: "BEATs encoder, SwiGLU projector, qwen2 decoder"."""
+    audio, text = config.audio_config.model_type, config.text_config.model_type
+    audio = "BEATs" if audio == BeatsConfig.model_type else audio
+    if isinstance(config, XacleConfig):
+        return f"{audio} encoder, SwiGLU projector, {text} decoder"
+    return f"{audio} and {text} towers, joined by {config.join}"
+
+
+def made_from(config: ScoringConfig) -> list[dict[str, str]]:
     """Lists the pretrained parts that a model was built from: `part`, `source` and `licence`, or `unknown`."""
-    found = []
-    for part, settings in (("audio encoder", config.audio_config), ("language model", config.text_config)):
+    found, text = [], "language model" if isinstance(config, XacleConfig) else "text encoder"
+    for part, settings in (("audio encoder", config.audio_config), (text, config.text_config)):
         source = settings._name_or_path or UNKNOWN
         found.append({"part": part, "source": source, "licence": licence_of(source)})
     return found

@@ -57,8 +57,18 @@ def init(
             "Transformers (AST, CLAP, PE-AV, Whisper, Qwen2-Audio, Audio Flamingo 3, wav2vec 2.0, WavLM, HuBERT, ...).",
         ),
     ],
-    llm: Annotated[str, typer.Option(help="Causal language model, folder or Hub id.")],
     output: Output,
+    llm: Annotated[str | None, typer.Option(help="Causal language model, folder or Hub id.")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="Build a judge with two towers instead: baseline-2026, baseline-2027, clap, beats-cross-attention."
+        ),
+    ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(help="Text encoder of such a judge, folder or Hub id. Default: that of a CLAP or PE-AV --tower."),
+    ] = None,
     seed: Seed = 0,
     caption_likelihood: Annotated[
         bool,
@@ -68,6 +78,12 @@ def init(
         ),
     ] = False,
 ) -> None:
-    """Build an untrained model from pretrained parts: the start of stage 1."""
+    """Build an untrained model from pretrained parts: the start of stage 1, or with --preset of stages 2 and 3."""
+    if (llm is None) == (preset is None) or (preset is None and text) or (preset and caption_likelihood):
+        raise typer.BadParameter("give either --llm, or --preset (with --text, without --caption-likelihood)")
+    if preset is not None:
+        checkpoints.init_dual(preset, tower, output, text, seed)
+        typer.echo(output)
+        return
     checkpoints.init_model(tower, llm, output, seed=seed, caption_likelihood=caption_likelihood)
     typer.echo(output)

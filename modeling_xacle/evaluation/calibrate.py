@@ -11,7 +11,8 @@ from numpy.typing import ArrayLike
 from scipy.optimize import isotonic_regression
 
 from ..checkpoints.loading import load_part
-from ..configuration_xacle import XacleConfig
+from ..configuration_dual import XacleDualEncoderConfig
+from ..configuration_xacle import ScoringConfig, XacleConfig
 from ..data.columns import PREDICTION_COLUMNS, find_column
 from ..data.files import check_outputs, is_free, read_json, whole_folder, write_json
 from ..data.tables import check_table_suffix, read_table, write_table
@@ -244,7 +245,10 @@ def calibrate_table(
     return len(rows)
 
 
-def calibrate_model(calibration: ScoreCalibration, model: str | Path, output: str | Path) -> XacleConfig:
+CONFIGS = {kind.model_type: kind for kind in (XacleConfig, XacleDualEncoderConfig)}
+
+
+def calibrate_model(calibration: ScoreCalibration, model: str | Path, output: str | Path) -> ScoringConfig:
     """
     Copy a model's folder with a config that calibrates its scores.
 
@@ -271,10 +275,10 @@ def calibrate_model(calibration: ScoreCalibration, model: str | Path, output: st
         raise ValueError(f"{output}: exists; choose another output.")
     settings = read_json(model / CONFIG_FILE)
     kind = settings.get("model_type") if isinstance(settings, dict) else None
-    if kind != XacleConfig.model_type:
-        raise ValueError(f"{model}: a model of type {kind}, not {XacleConfig.model_type}.")
+    if kind not in CONFIGS:
+        raise ValueError(f"{model}: a model of type {kind}, not {' or '.join(CONFIGS)}.")
     try:
-        config = _compose(calibration, load_part(XacleConfig, model))
+        config = _compose(calibration, load_part(CONFIGS[kind], model))
     except OverflowError as error:
         raise ValueError(f"{model}: its {CONFIG_FILE} has numbers that are too large.") from error
     names = ("calibration_scale", "calibration_offset", "apply_calibration")
@@ -285,7 +289,7 @@ def calibrate_model(calibration: ScoreCalibration, model: str | Path, output: st
     return config
 
 
-def _compose(calibration: ScoreCalibration, config: XacleConfig) -> XacleConfig:
+def _compose(calibration: ScoreCalibration, config: ScoringConfig) -> ScoringConfig:
     """Returns the config with its present calibration followed by the new one, which is in units of scores."""
     scale, offset = (config.calibration_scale, config.calibration_offset) if config.apply_calibration else (1.0, 0.0)
     middle = (config.score_min + config.score_max) / 2  # the score of label 0

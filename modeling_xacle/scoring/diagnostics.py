@@ -20,9 +20,9 @@ from transformers.utils import logging
 from .. import __version__
 from ..checkpoints.loading import load_part
 from ..checkpoints.provenance import commit_of, made_from, read_card
-from ..configuration_xacle import STAGES, XacleConfig
+from ..configuration_xacle import STAGES, BeatsConfig, ScoringConfig, XacleConfig
 from ..installation import torchaudio_problem
-from ..modeling_xacle import XacleModel
+from ..modeling_xacle import XaclePreTrainedModel
 from ..waveforms_xacle import audio_engine
 from .options import TableOptions
 from .scorer import load_scorer, scorer_settings, scorer_signature
@@ -58,7 +58,7 @@ def model_info(name: str, revision: str | None = None) -> dict[str, Any]:
         ValueError: The model is of another kind, or its card is broken.
     """
     config = load_part(AutoConfig, name, revision)
-    if not isinstance(config, XacleConfig):
+    if not isinstance(config, ScoringConfig):
         raise ValueError(f"{name}: a model of type {config.model_type}, not {XacleConfig.model_type}.")
     align = load_scorer(name, "cpu", revision=revision)
     card, extractor = read_card(name, revision), align.processor.feature_extractor
@@ -77,7 +77,7 @@ def model_info(name: str, revision: str | None = None) -> dict[str, Any]:
         "input": {
             "sampling_rate": extractor.sampling_rate,
             "seconds": extractor.max_seconds,
-            "audio_tokens": config.num_audio_tokens,
+            "audio_tokens": 1 if getattr(config, "takes_summary", False) else config.num_audio_tokens,
             "text_tokens": align.processor.max_text_tokens,
         },
         "parts": made_from(config),
@@ -87,17 +87,20 @@ def model_info(name: str, revision: str | None = None) -> dict[str, Any]:
     }
 
 
-def describe_architecture(config: XacleConfig) -> str:
+def describe_architecture(config: ScoringConfig) -> str:
     """Returns the kind and size of each part, in one line."""
-    audio, text = config.audio_config, config.text_config
+    towers = (config.audio_config, config.text_config)
+    audio, text = (f"{tower.model_type} {tower.num_hidden_layers} x {tower.hidden_size}" for tower in towers)
+    audio = audio.replace(BeatsConfig.model_type, "BEATs")
+    if not isinstance(config, XacleConfig):
+        return f"{audio} and {text} -> projection {config.projection} -> {config.join}"
     return (
-        f"BEATs {audio.num_hidden_layers} x {audio.hidden_size} -> SwiGLU projector "
-        f"{config.projector_intermediate_size} -> {text.model_type} {text.num_hidden_layers} x {text.hidden_size} -> "
+        f"{audio} -> SwiGLU projector {config.projector_intermediate_size} -> {text} -> "
         f"score head {config.score_head_hidden_size}"
     )
 
 
-def count_parameters(model: XacleModel) -> dict[str, int]:
+def count_parameters(model: XaclePreTrainedModel) -> dict[str, int]:
     """Returns the number of weights of each part and in total; tied weights count where they come first."""
     parts: Counter[str] = Counter()
     for name, weight in model.named_parameters():

@@ -27,7 +27,7 @@ from ..judges.contrastive_pipeline import ContrastivePipeline
 from ..judges.families import FAMILIES
 from ..judges.judge_pipeline import JudgePipeline
 from ..judges.language_model import DEFAULT_QUESTIONS, LOADERS, LanguageModelPipeline
-from ..pipeline_xacle import AudioTextAlignmentPipeline
+from ..pipeline_xacle import MODEL_TYPES, AudioTextAlignmentPipeline
 from .options import TableOptions
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -95,12 +95,12 @@ def load_scorer(
     elif asked:
         options = {"questions": questions or DEFAULT_QUESTIONS, "map_score": map_score, "device": device}
         align = LanguageModelPipeline.from_pretrained(model, processor, revision, compute_dtype, **options)
-    elif kind == "xacle":
+    elif kind in MODEL_TYPES:
         if map_score or processor:
             raise ValueError(f"{model}: --map-score and --processor are for other models than xacle's.")
         align = _load_xacle(model, device, compute_dtype, revision)
     else:
-        kinds = ", ".join(["xacle", *FAMILIES])
+        kinds = ", ".join([*MODEL_TYPES, *FAMILIES])
         raise ValueError(f"{model}: a model of type {kind}; {kinds} and audio language models can score.")
     # `Pipeline` leaves the model where it is if processes share the work.
     align.model.to(device)

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from transformers import Trainer, TrainingArguments
 
 from .. import __version__
-from ..checkpoints.provenance import CARD, UNKNOWN, dataset_name, made_from, read_card
-from ..configuration_xacle import STAGES, XacleConfig
+from ..checkpoints.provenance import CARD, UNKNOWN, dataset_name, made_from, parts_in_words, read_card
+from ..configuration_xacle import STAGES, ScoringConfig
 from ..data.files import whole_file, write_json
 from ..data.pairs import dataset_licence
 from ..data.tables import markdown_table
@@ -122,7 +122,7 @@ def hub_ids(*names: str) -> list[str] | None:
 def card_metadata(
     name: str,
     stage: StageArguments,
-    config: XacleConfig,
+    config: ScoringConfig,
     metrics: Mapping[str, float],
     intervals: Mapping[str, tuple[float, float]],
 ) -> ModelCardData:
@@ -132,7 +132,7 @@ def card_metadata(
     Args:
         name (`str`): The model's name.
         stage (`StageArguments`): The run's options.
-        config (`XacleConfig`): The model's config.
+        config (`ScoringConfig`): The model's config.
         metrics (`Mapping`): Measured on the validation split; their names have the prefix `eval_`.
         intervals (`Mapping`): As `validation_intervals` returns them.
     """
@@ -168,7 +168,7 @@ def card_metadata(
     )
 
 
-def licence_table(config: XacleConfig, stage: StageArguments) -> str:
+def licence_table(config: ScoringConfig, stage: StageArguments) -> str:
     """Lists the parts that a model was made from, data included, with their licences as far as they are known."""
     start = read_card(stage.model)
     rows = [
@@ -230,7 +230,7 @@ def model_card(
         stage=stage,
         stage_name=STAGES[stage.stage],
         version=__version__,
-        decoder=config.text_config.model_type,
+        parts=parts_in_words(config),
         parameters=sum(weight.numel() for weight in model.parameters()),
         model=(args.push_to_hub and args.hub_model_id) or without_folder(args.output_dir),
         dataset=dataset_name(stage.data),

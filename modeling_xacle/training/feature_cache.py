@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from ..checkpoints.fingerprints import digest_of, front_end_code, weights_fingerprint, without_bookkeeping
 from ..data.files import file_digest
-from ..modeling_xacle import XacleModel
-from ..processing_xacle import XacleProcessor
+from ..modeling_xacle import XaclePreTrainedModel
+from ..processing_xacle import PairProcessor
 from ..speed import fast_forms
 
 # Masks a log-mel spectrogram `(num_frames, num_mel_bins)`, given a seed; its attributes are its settings.
@@ -38,13 +38,14 @@ def content_key(audio: Mapping[str, Any]) -> str:
     return file_digest(audio["path"])
 
 
-def weights_key(model: XacleModel) -> str:
+def weights_key(model: XaclePreTrainedModel) -> str:
     """Returns a digest of all that `get_audio_features` depends on: the encoder's weights and configuration."""
     config = without_bookkeeping(model.config.audio_config.to_dict())
-    return digest_of([config, model.config.num_audio_tokens, weights_fingerprint(model.audio_tower)])
+    tokens = "summary" if getattr(model.config, "takes_summary", False) else model.config.num_audio_tokens
+    return digest_of([config, tokens, weights_fingerprint(model.audio_tower)])
 
 
-def clip_features(processor: XacleProcessor, row: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+def clip_features(processor: PairProcessor, row: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """
     Returns the arguments of `get_audio_features` for the sound of one row, without a batch axis: for BEATs
     `input_features` of shape `(num_frames, num_mel_bins)`.
@@ -86,8 +87,8 @@ class AudioFeatureCache:
 
     Args:
         folder (`Path`): Folder of all stores, on a file system that all processes share.
-        model (`XacleModel`): The model, whose encoder is frozen.
-        processor (`XacleProcessor`): The model's processor.
+        model (`XaclePreTrainedModel`): The model, whose encoder is frozen.
+        processor (`PairProcessor`): The model's processor.
         dtype (`str`): Type of the stored numbers, `float32` or `float16`.
         augment (`Callable`, *optional*): Makes `views` views of each clip, of which training sees one at a time; a clip
             that is loaded without a seed is not augmented.
@@ -100,8 +101,8 @@ class AudioFeatureCache:
     def __init__(
         self,
         folder: str | Path,
-        model: XacleModel,
-        processor: XacleProcessor,
+        model: XaclePreTrainedModel,
+        processor: PairProcessor,
         dtype: str = "float32",
         augment: Augment | None = None,
         views: int = 0,
@@ -138,14 +139,16 @@ class AudioFeatureCache:
         view = 0 if seed is None or not self.views else 1 + seed % self.views
         return torch.from_numpy(stored[view].astype(np.float32))
 
-    def fill(self, datasets: Iterable[Dataset], model: XacleModel, batch_size: int = 16, num_workers: int = 0) -> None:
+    def fill(
+        self, datasets: Iterable[Dataset], model: XaclePreTrainedModel, batch_size: int = 16, num_workers: int = 0
+    ) -> None:
         """
         Encode the datasets' clips that are not stored yet; the processes share the work. Which clips are encoded
         together, and so the last bits of their features, follows from the datasets alone, whatever is stored already.
 
         Args:
             datasets (iterable of `Dataset`): Rows of the schema, whose `audio` is encoded.
-            model (`XacleModel`): The constructor's model, on the device to compute on.
+            model (`XaclePreTrainedModel`): The constructor's model, on the device to compute on.
             batch_size (`int`): Clips at a time.
             num_workers (`int`): Processes that load sounds.
 
@@ -174,7 +177,7 @@ class AudioFeatureCache:
         model.train(training)
         state.wait_for_everyone()
 
-    def _store(self, items: list[tuple[str, dict[str, torch.Tensor]]], model: XacleModel) -> None:
+    def _store(self, items: list[tuple[str, dict[str, torch.Tensor]]], model: XaclePreTrainedModel) -> None:
         """Encode clips `(1 + views, ...)` and write each that is not stored to its file, whole or not at all."""
         names = self.processor.feature_extractor.model_input_names
         inputs = {name: torch.cat([views[name] for _, views in items]).to(model.device) for name in names}

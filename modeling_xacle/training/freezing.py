@@ -5,13 +5,16 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
+from ..modeling_dual import XacleDualEncoder
 from ..modeling_xacle import XacleModel
 from .recipes import StageArguments
 
+SCORING_MODELS = (XacleModel, XacleDualEncoder)
 
-def alignment_model(model: nn.Module) -> XacleModel:
-    """Returns the [`XacleModel`] inside a stage's model, whatever is wrapped around it."""
-    return next(module for module in model.modules() if isinstance(module, XacleModel))
+
+def alignment_model(model: nn.Module) -> XacleModel | XacleDualEncoder:
+    """Returns the model that scores inside a stage's model, whatever is wrapped around it."""
+    return next(module for module in model.modules() if isinstance(module, SCORING_MODELS))
 
 
 def choose_trained(model: PreTrainedModel, stage: StageArguments) -> nn.Module:

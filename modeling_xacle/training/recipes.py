@@ -16,10 +16,16 @@ from transformers.integrations.integration_utils import (
     get_reporting_integration_callbacks,
 )
 from transformers.trainer_utils import HubStrategy
+from transformers.utils import logging
 
+from ..checkpoints.loading import CONFIG_FILE, find_file
+from ..checkpoints.presets import PRESETS
 from ..configuration_xacle import STAGES
+from ..data.files import read_json
 from ..evaluation.metrics import METRICS
 from .losses import LOSSES
+
+logger = logging.get_logger(__name__)
 
 PARTS = ("projector", "score_head", "language_model", "audio_tower", "special_tokens")
 LIST_SCOPES = ("global", "local")
@@ -274,6 +280,29 @@ def stage_and_settings(arguments: list[str]) -> tuple[int | None, dict[str, Any]
     return stage, settings, rest
 
 
+def model_of(settings: dict[str, Any], arguments: list[str]) -> str:
+    """Returns the model that a stage starts from, by its arguments or else by its settings."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--model", default=settings["model"])
+    return parser.parse_known_args(arguments)[0].model
+
+
+def preset_settings(stage: int, model: str) -> dict[str, Any]:
+    """Returns how a judge with two towers is trained, if its config names a preset; that overrides the recipe."""
+    if model.startswith("runs/") and not Path(model).exists():  # a folder to come, and no id on the Hub
+        return {}
+    try:
+        file = find_file(model, CONFIG_FILE)
+        config = read_json(file) if file else {}
+    except (ValueError, OSError):  # told when the model is loaded
+        return {}
+    name = config.get("preset") if isinstance(config, dict) else None
+    if stage == 1 or name not in PRESETS:
+        return {}
+    logger.info(f"{model}: trained by the settings of the preset {name}, where no other are given.")
+    return PRESETS[name].settings
+
+
 # Help texts that replace those of Transformers where these are wrong here.
 HELP = {
     "resume_from_checkpoint": "A checkpoint of the output folder to go on from. By default the last: the same command "
@@ -299,7 +328,8 @@ def parse_arguments(arguments: list[str] | None = None) -> tuple[StageArguments,
     for action in parser._actions:
         action.help = HELP.get(action.dest, action.help)
     if stage is not None:
-        parser.set_defaults(**{**recipe(stage), **settings})
+        own = preset_settings(stage, model_of({**recipe(stage), **settings}, rest))
+        parser.set_defaults(**{**recipe(stage), **own, **settings})
         rest = ["--stage", str(stage), *rest]
     elif {"-h", "--help"}.intersection(rest):
         parser.set_defaults(**defaults_by_stage(parser))

@@ -25,12 +25,14 @@ from transformers import (
 from transformers.utils import logging
 
 from ..checkpoints.loading import load_model, load_part
-from ..configuration_xacle import XacleConfig
+from ..configuration_dual import XacleDualEncoderConfig
+from ..configuration_xacle import ScoringConfig, XacleConfig
 from ..data.files import saving
 from ..data.pairs import check_rows, load_pairs
 from ..evaluation.calibrate import fit_calibration
 from ..feature_extraction_xacle import XacleFeatureExtractor
 from ..modeling_captioning import XacleForConditionalGeneration
+from ..modeling_dual import XacleDualEncoder
 from ..modeling_xacle import XacleModel
 from ..processing_xacle import XacleProcessor, check_agreement
 from .collators import AudioCollator, CaptionCollator, PairCollator, SpecAugment, TrainingRows
@@ -130,12 +132,16 @@ def load_start(stage: StageArguments) -> tuple[PreTrainedModel, XacleProcessor]:
         )
         raise FileNotFoundError(f"{source}, where stage {stage.stage} starts, is missing: {before}, or name --model.")
     config = load_part(AutoConfig, source)
-    if not isinstance(config, XacleConfig):
+    if not isinstance(config, ScoringConfig):
         raise ValueError(f"--model {source}: a model of type {config.model_type}, not {XacleConfig.model_type}.")
-    model_class = XacleForConditionalGeneration if stage.stage == 1 else XacleModel
+    model_class: type[PreTrainedModel] = XacleForConditionalGeneration if stage.stage == 1 else XacleModel
+    if isinstance(config, XacleDualEncoderConfig):
+        if stage.stage == 1:
+            raise ValueError(f"--model {source}: a judge with two towers writes no captions; begin with stage 2 or 3.")
+        model_class = XacleDualEncoder
     model = load_model(model_class, source, dtype=torch.float32)
     inner = alignment_model(model).config
-    if stage.caption_weight and not inner.caption_likelihood:
+    if stage.caption_weight and not getattr(inner, "caption_likelihood", False):
         raise ValueError(
             f"--model {source}: it computes no likelihoods, which --caption_weight needs; leave that out, or begin "
             "with `xacle init --caption-likelihood`."
@@ -306,7 +312,7 @@ def validate(trainer: StageTrainer, stage: StageArguments) -> Validation:
     return Validation({**found.metrics, **metrics}, trainer.scores_and_references(prediction))
 
 
-def calibrate(config: XacleConfig, logits: np.ndarray, labels: np.ndarray) -> None:
+def calibrate(config: ScoringConfig, logits: np.ndarray, labels: np.ndarray) -> None:
     """Fit a scale to logits and labels `(num_pairs,)` and let the config apply it; the scores keep their order."""
     try:
         config.calibration_scale, config.calibration_offset = fit_calibration(logits, labels)

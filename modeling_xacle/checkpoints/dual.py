@@ -1,0 +1,156 @@
+"""Builds judges with two towers (`xacle init --preset`) from pretrained parts, or from a contrastive model as it is."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModel, AutoTokenizer, ClapTextModel, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..configuration_dual import XacleDualEncoderConfig
+from ..modeling_dual import XacleDualEncoder
+from ..processing_dual import XacleDualProcessor
+from .conversion import ConversionError, load_exactly, provenance, save_folder
+from .loading import load_model, load_part
+from .presets import PRESETS
+from .towers import load_tower
+
+# Contrastive models: the text tower's attribute, the projection, the caption's vector, and where the projections are.
+WHOLE = {
+    "clap": ("text_model", "mlp", "pooler", {"audio": "audio_projection", "text": "text_projection"}),
+    "pe_audio": ("text_model", "norm_linear", "first", {"audio": "audio_head", "text": "text_audio_head"}),
+}
+LAYERS = {"mlp": {"linear1": "0", "linear2": "2"}, "norm_linear": {"layer_norm": "0", "proj": "1"}}
+# Tokens that a tokenizer without a limit of its own gives a caption at most.
+LONGEST_CAPTION = 256
+
+
+def build_dual(
+    preset: str, tower: str | Path, text: str | Path | None = None, seed: int = 0, **config_fields: Any
+) -> tuple[XacleDualEncoder, XacleDualProcessor]:
+    """
+    Build a judge with two towers. What no part brings along is random.
+
+    Args:
+        preset (`str`): One of `PRESETS`.
+        tower (`str` or `Path`): The audio tower, as [`load_tower`] takes it; or a contrastive model (CLAP, PE-AV).
+        text (`str` or `Path`, *optional*): Folder or Hub id of a text encoder; by default, the contrastive model's.
+        seed (`int`): Seed of the random parts.
+        config_fields: Fields of [`XacleDualEncoderConfig`] that differ from the preset's.
+
+    Returns:
+        The model, and the processor that it needs.
+
+    Raises:
+        ConversionError: There is no such preset, or parts do not fit it; says why.
+    """
+    if preset not in PRESETS:
+        raise ConversionError(f"There is no preset {preset}; there are {', '.join(PRESETS)}.")
+    kind = "" if Path(tower).is_file() else load_part(AutoConfig, tower).model_type
+    if text is None and kind not in WHOLE:
+        raise ConversionError(f"{tower}: has no text tower; name one with --text.")
+    with torch.random.fork_rng(devices=[]):
+        audio, extractor = load_tower(tower)
+        if text is None:
+            encoder, tokenizer, parts = load_whole(tower, kind)
+        else:
+            encoder, tokenizer, parts = *load_text_tower(text), {}
+        check_types(preset, tower, audio, text or tower, encoder)
+        fields = {**PRESETS[preset].fields, **whole_fields(kind, parts), **config_fields, "preset": preset}
+        torch.manual_seed(seed)
+        config = XacleDualEncoderConfig(audio_config=audio.config, text_config=encoder.config, **fields)
+        model = XacleDualEncoder(config)
+    load_exactly(model.audio_tower, audio.state_dict(), str(tower))
+    unused = () if config.text_summary == "pooler" else ("pooler.",)
+    state = {name: value for name, value in encoder.state_dict().items() if not name.startswith(unused or "\0")}
+    load_exactly(model.language_model, state, str(text or tower))
+    for name, layers in parts.items():
+        load_exactly(getattr(model.projector, name), layers, str(tower))
+    return model, XacleDualProcessor(extractor, tokenizer, longest_caption(encoder, tokenizer))
+
+
+def whole_fields(kind: str, parts: dict[str, dict[str, torch.Tensor]]) -> dict[str, Any]:
+    """Returns the fields that the form of a contrastive model decides; none without its projections' weights."""
+    if not parts:
+        return {}
+    _, projection, summary, _ = WHOLE[kind]
+    size = len(list(parts["audio"].values())[-1])  # of the last layer's weight or bias
+    return {"projection": projection, "projection_size": size, "text_summary": summary}
+
+
+def load_whole(
+    source: str | Path, kind: str
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, dict[str, torch.Tensor]]]:
+    """Loads text tower, tokenizer, and the projections' weights, by our names, of a contrastive model."""
+    model = load_model(AutoModel, source, dtype=torch.float32)
+    attribute, projection, _, places = WHOLE[kind]
+    parts = {}
+    for name, place in places.items():
+        state = getattr(model, place).state_dict()
+        parts[name] = {_renamed(key, LAYERS[projection]): value for key, value in state.items()}
+    encoder = getattr(model, attribute)
+    encoder.config._name_or_path = provenance(str(source))
+    return encoder, load_part(AutoTokenizer, source), parts
+
+
+def _renamed(key: str, names: dict[str, str]) -> str:
+    layer, _, parameter = key.partition(".")
+    return f"{names[layer]}.{parameter}"
+
+
+def load_text_tower(source: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """
+    Load a text encoder in fp32 with its tokenizer.
+
+    Raises:
+        ConversionError: It is no text encoder, or comes without a tokenizer.
+    """
+    config = load_part(AutoConfig, source)
+    model_class = ClapTextModel if config.model_type == "clap_text_model" else AutoModel
+    encoder = load_model(model_class, source, dtype=torch.float32)
+    try:
+        tokenizer = load_part(AutoTokenizer, source)
+    except ValueError as error:
+        raise ConversionError(f"{source}: has no tokenizer, which a text tower needs; save it there.") from error
+    if not hasattr(config, "vocab_size") or encoder.get_input_embeddings() is None:
+        raise ConversionError(f"{source}: a model of type {config.model_type}, which is no text encoder.")
+    config = encoder.config
+    config._name_or_path = provenance(str(source))
+    return encoder, tokenizer
+
+
+def check_types(
+    preset: str, tower: str | Path, audio: PreTrainedModel, text: str | Path, encoder: PreTrainedModel
+) -> None:
+    """
+    Check that the towers are of the kinds that a preset was published with.
+
+    Raises:
+        ConversionError: They are not.
+    """
+    wanted = PRESETS[preset]
+    for source, found, kind in ((tower, audio, wanted.tower), (text, encoder, wanted.text)):
+        if kind not in (None, found.config.model_type):
+            raise ConversionError(f"{source}: the preset {preset} has a {kind} tower, not {found.config.model_type}.")
+
+
+def longest_caption(encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Returns how many tokens of a caption a text tower takes; in RoBERTa's kind, positions count from the padding."""
+    config = encoder.config
+    places = getattr(config, "max_position_embeddings", LONGEST_CAPTION)
+    if any(name in config.model_type for name in ("roberta", "clap")):
+        places -= config.pad_token_id + 1
+    return min(places, tokenizer.model_max_length, LONGEST_CAPTION)
+
+
+def init_dual(
+    preset: str,
+    tower: str | Path,
+    output: str | Path,
+    text: str | Path | None = None,
+    seed: int = 0,
+    **config_fields: Any,
+) -> XacleDualEncoder:
+    """Build a judge with [`build_dual`] and save its folder."""
+    model, processor = build_dual(preset, tower, text, seed, **config_fields)
+    save_folder(output, model, processor)
+    return model
