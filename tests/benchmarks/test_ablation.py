@@ -166,7 +166,7 @@ def test_choices_tell_what_each_rate_reaches(scripts, tmp_path, monkeypatch):
     assert len(set(scored)) == len(scored)  # none twice
     for row in (row for row in scripts.rows.ROWS if row.rates):
         assert {stage: tuple(map(float, tried)) for stage, tried in found[row.name].items()} == row.rates
-        assert row.runs[-1].folder in scored  # with its own rate, the row's own model
+        assert tmp_path / row.runs[-1].folder in scored  # with its own rate, the row's own model
 
 
 def test_the_released_recipe_is_the_released_one(scripts):
