@@ -1,4 +1,4 @@
-"""The audio encoders that an alignment model can hear with: BEATs and families of Transformers, behind one contract."""
+"""The audio encoders that an alignment model can hear with: our own and those of Transformers, behind one contract."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,6 +8,8 @@ from torch import nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from .modeling_beats import BeatsModel
+from .modeling_byola import ByolaModel
+from .modeling_m2d import M2dModel
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Readers: (encoder, features, mask) -> (batch_size, num_tokens, hidden_size). The mask, of shape (batch_size,
@@ -85,8 +87,8 @@ class AudioFamily:
     A family of audio encoders. To add one: an entry in `FAMILIES`.
 
     Args:
-        extractor (`str`): Class of its feature extractor; `FRONT_ENDS` (feature_extraction_towers.py) tells how that is
-            called.
+        extractor (`str`): Class of its feature extractor; `FRONT_ENDS` (feature_extraction_towers.py) tells how one
+            of Transformers is called.
         read (`Reader`): Computes the states in the order of time.
         build (callable): Makes an encoder with random weights from its config.
         inside (`tuple` of `str`, *optional*): A model type that has such an encoder in it, and the encoder's attribute
@@ -102,6 +104,8 @@ class AudioFamily:
 WHISPER, WAV2VEC2 = "WhisperFeatureExtractor", "Wav2Vec2FeatureExtractor"
 FAMILIES = {
     "xacle_beats": AudioFamily("XacleFeatureExtractor", read_beats, BeatsModel),
+    "xacle_byola": AudioFamily("ByolaFeatureExtractor", build=ByolaModel),
+    "xacle_m2d": AudioFamily("M2dFeatureExtractor", build=M2dModel),
     "audio-spectrogram-transformer": AudioFamily("ASTFeatureExtractor", read_ast),
     "clap_audio_model": AudioFamily("ClapFeatureExtractor", read_clap, build_clap, inside=("clap", "audio_model")),
     "pe_audio_encoder": AudioFamily(
