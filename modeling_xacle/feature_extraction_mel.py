@@ -17,7 +17,7 @@ class LogMelFeatureExtractor(SpectrogramFeatureExtractor):
     that are centred on multiples of `hop_size`, mirrored at both ends, under a Hann window.
 
     The mel scale and the norm of its filters are librosa's by default, `slaney` both, because both baselines compute
-    with nnAudio, whose default they are; torchaudio's would be `htk` and `None`.
+    with nnAudio, whose defaults they are; torchaudio's would be `htk` and `None`.
 
     Args:
         feature_size (`int`): Mel bins.
@@ -83,7 +83,7 @@ class LogMelFeatureExtractor(SpectrogramFeatureExtractor):
 
 @lru_cache(maxsize=8)
 def _mel_filters(*settings: Any) -> torch.Tensor:
-    # Only here, because the file does not import beside a torchaudio that does not fit the installed torch.
+    # Imported only here: it fails beside a torchaudio that does not fit the installed torch.
     from transformers.audio_utils import mel_filter_bank
 
     return torch.from_numpy(mel_filter_bank(*settings)).float()

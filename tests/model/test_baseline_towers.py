@@ -1,14 +1,19 @@
 """The audio towers of the two official baselines: their sizes, steps, front ends and the statistics of these."""
 
+import json
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
-from towers import TOWERS
+from towers import TOWERS, save_tower
 from transformers import AutoFeatureExtractor, AutoModel
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
 from modeling_xacle import ByolaConfig, ByolaFeatureExtractor, ByolaModel, M2dConfig, M2dFeatureExtractor, M2dModel
 from modeling_xacle.checkpoints import measure_log_mel
+from modeling_xacle.processing_xacle import check_front_end
 
 KINDS = ["xacle_byola", "xacle_m2d"]
 EXTRACTORS = [ByolaFeatureExtractor, M2dFeatureExtractor]
@@ -228,3 +233,39 @@ def test_measured_statistics_normalise_the_training_split(extractor, sounds):
 def test_a_split_without_sound_has_no_statistics(clips, message):
     with pytest.raises(ValueError, match=message):
         measure_log_mel(ByolaFeatureExtractor(), ({"array": clip, "sampling_rate": RATE} for clip in clips))
+
+
+STRANGER = """
+import json, sys
+import torch
+from transformers import AutoFeatureExtractor, AutoModel
+found = []
+for folder in sys.argv[1:]:
+    autos = (AutoFeatureExtractor, AutoModel)
+    extractor, model = (auto.from_pretrained(folder, trust_remote_code=True) for auto in autos)
+    with torch.inference_mode():
+        states = model.eval()(**extractor(torch.linspace(-1, 1, 16000).numpy(), sampling_rate=16000)).last_hidden_state
+    found.append([*states.shape, states.double().abs().sum().item()])
+assert "modeling_xacle" not in sys.modules
+print(json.dumps(found))
+"""
+
+
+def test_a_stranger_loads_a_tower_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    expected = []
+    for kind in KINDS:
+        save_tower(kind, tmp_path / kind)
+        model, features = AutoModel.from_pretrained(tmp_path / kind).eval(), np.linspace(-1, 1, RATE, dtype=np.float32)
+        with torch.inference_mode():
+            states = model(**TOWERS[kind][2](features, sampling_rate=RATE)).last_hidden_state
+        expected.append([*states.shape, pytest.approx(states.double().abs().sum().item(), rel=1e-3)])
+    command = [sys.executable, "-c", STRANGER, *(str(tmp_path / kind) for kind in KINDS)]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False)
+    assert run.returncode == 0, run.stderr[-2000:]
+    assert json.loads(run.stdout.splitlines()[-1]) == expected
+
+
+def test_the_other_baselines_front_end_is_refused():
+    with pytest.raises(ValueError, match=r"type xacle_m2d hears what M2dFeatureExtractor makes .* not what Byola"):
+        check_front_end(M2dConfig(), ByolaFeatureExtractor())
