@@ -7,6 +7,9 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.dynamic_module_utils import custom_object_save
 
+from .configuration_byola import ByolaConfig
+from .configuration_m2d import M2dConfig
+
 # What each stage trains on: values of `XacleConfig.training_stage`.
 STAGES = {1: "captioning", 2: "CLAP pseudo-labels", 3: "listeners' scores"}
 
@@ -71,6 +74,17 @@ class BeatsConfig(PreTrainedConfig):
             raise ValueError(f"num_mel_bins={self.num_mel_bins} is not a multiple of patch_size={self.patch_size}.")
 
 
+# Audio encoders of this package by model type: a stranger's AutoConfig does not know them.
+OWN_AUDIO_CONFIGS = {config.model_type: config for config in (BeatsConfig, ByolaConfig, M2dConfig)}
+
+
+def make_audio_config(settings: dict[str, Any]) -> PreTrainedConfig:
+    """Returns the config of an audio encoder of any family from its settings; without a `model_type` it is BEATs."""
+    settings = dict(settings)
+    kind = settings.pop("model_type", BeatsConfig.model_type)
+    return OWN_AUDIO_CONFIGS[kind](**settings) if kind in OWN_AUDIO_CONFIGS else AutoConfig.for_model(kind, **settings)
+
+
 PIPELINE = {"impl": "pipeline_xacle.AudioTextAlignmentPipeline", "pt": ["AutoModel"], "type": "multimodal"}
 
 
@@ -109,10 +123,7 @@ class ScoringConfig(PreTrainedConfig):
         if not __name__.startswith("transformers_modules."):
             kwargs.pop("custom_pipelines", None)
         if isinstance(self.audio_config, dict):
-            settings = dict(self.audio_config)
-            kind = settings.pop("model_type", BeatsConfig.model_type)
-            is_beats = kind == BeatsConfig.model_type  # which a stranger's AutoConfig does not know
-            self.audio_config = BeatsConfig(**settings) if is_beats else AutoConfig.for_model(kind, **settings)
+            self.audio_config = make_audio_config(self.audio_config)
         super().__post_init__(**kwargs)
         if self.score_min >= self.score_max:
             raise ValueError(f"score_min={self.score_min} must be below score_max={self.score_max}.")
@@ -230,4 +241,4 @@ class XacleConfig(ScoringConfig):
         return [XacleForConditionalGeneration, *ScoringConfig._carried()]
 
 
-__all__ = ["BeatsConfig", "ScoringConfig", "XacleConfig"]
+__all__ = ["BeatsConfig", "ScoringConfig", "XacleConfig", "make_audio_config"]

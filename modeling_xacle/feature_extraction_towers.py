@@ -1,4 +1,4 @@
-"""Feature extraction for audio towers other than BEATs: their own extractors, behind this package's loading."""
+"""Feature extraction for audio towers of Transformers: their own extractors, behind this package's loading."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

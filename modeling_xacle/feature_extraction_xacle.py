@@ -162,7 +162,41 @@ class WindowFeatureExtractor(SequenceFeatureExtractor):
         raise NotImplementedError
 
 
-class XacleFeatureExtractor(WindowFeatureExtractor):
+class SpectrogramFeatureExtractor(WindowFeatureExtractor):
+    """
+    What our own front ends share: clips of exactly one window, whose padding counts as sound, become spectrograms. A
+    child class computes these (`spectrogram`).
+    """
+
+    axes = (0, 1)
+
+    def encode(
+        self, waveforms: Sequence[torch.Tensor], device: str | torch.device | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Returns `input_features`, float32 of shape `(batch_size, num_frames, feature_size)`, of mono waveforms."""
+        return {"input_features": self.log_mel(torch.stack([self.fit(clip) for clip in waveforms]).to(device or "cpu"))}
+
+    def fit(self, waveform: torch.Tensor) -> torch.Tensor:
+        """Returns the waveform, of shape `(samples,)`, padded at its end or cut to exactly `max_seconds`."""
+        length = round(self.max_seconds * self.sampling_rate)
+        return torch.nn.functional.pad(waveform[:length], (0, max(0, length - len(waveform))), value=self.padding_value)
+
+    def log_mel(self, waveforms: torch.Tensor) -> torch.Tensor:
+        """
+        Returns normalised log-mel spectrograms `(batch_size, num_frames, feature_size)` of mono waveforms of shape
+        `(batch_size, samples)`, in [-1, 1], at `sampling_rate`, on any device.
+        """
+        # On a CPU, clip by clip: what one step of a clip passes on to the next stays in the cache.
+        parts = waveforms.split(1) if waveforms.device.type == "cpu" and len(waveforms) else [waveforms]
+        with maybe_autocast(waveforms.device.type, enabled=False):  # a logarithm would enlarge its rounding
+            return torch.cat([self.spectrogram(part) for part in parts])
+
+    def spectrogram(self, waveforms: torch.Tensor) -> torch.Tensor:
+        """Normalised log-mel spectrograms in one step: `(batch_size, samples)` -> `(batch_size, num_frames, F)`."""
+        raise NotImplementedError
+
+
+class XacleFeatureExtractor(SpectrogramFeatureExtractor):
     r"""
     Turns audio into normalised log-mel spectrograms, the front end of BEATs (microsoft/unilm `beats/BEATs.py`).
 
@@ -176,8 +210,6 @@ class XacleFeatureExtractor(WindowFeatureExtractor):
         mel_mean (`float`): Mean of the log-mel energies of the training data.
         mel_std (`float`): Their standard deviation; features are `(log_mel - mel_mean) / (2 * mel_std)`.
     """
-
-    axes = (0, 1)
 
     def __init__(
         self,
@@ -198,25 +230,7 @@ class XacleFeatureExtractor(WindowFeatureExtractor):
         self.mel_mean = mel_mean
         self.mel_std = mel_std
 
-    def encode(
-        self, waveforms: Sequence[torch.Tensor], device: str | torch.device | None = None
-    ) -> dict[str, torch.Tensor]:
-        """Returns `input_features`, float32 of shape `(batch_size, num_frames, feature_size)`, of mono waveforms."""
-        return {"input_features": self.log_mel(torch.stack([self.fit(clip) for clip in waveforms]).to(device or "cpu"))}
-
-    def fit(self, waveform: torch.Tensor) -> torch.Tensor:
-        """Returns the waveform, of shape `(samples,)`, padded at its end or cut to exactly `max_seconds`."""
-        length = round(self.max_seconds * self.sampling_rate)
-        return torch.nn.functional.pad(waveform[:length], (0, max(0, length - len(waveform))), value=self.padding_value)
-
-    def log_mel(self, waveforms: torch.Tensor) -> torch.Tensor:
-        """
-        Returns normalised log-mel spectrograms `(batch_size, num_frames, feature_size)` of mono waveforms of shape
-        `(batch_size, samples)`, in [-1, 1], at `sampling_rate`, on any device.
-        """
-        # On a CPU, clip by clip: what one step of a clip passes on to the next stays in the cache.
-        parts = waveforms.split(1) if waveforms.device.type == "cpu" and len(waveforms) else [waveforms]
+    def spectrogram(self, waveforms: torch.Tensor) -> torch.Tensor:
+        """BEATs's normalised log-mel energies: `(batch_size, samples)` -> `(batch_size, num_frames, feature_size)`."""
         frames = (self.sampling_rate, self.feature_size, self.frame_length_ms, self.frame_shift_ms)
-        with maybe_autocast(waveforms.device.type, enabled=False):  # a logarithm would enlarge its rounding
-            log_mel = torch.cat([kaldi_log_mel(part * WAVEFORM_SCALE, *frames) for part in parts])
-        return (log_mel - self.mel_mean) / (2 * self.mel_std)
+        return (kaldi_log_mel(waveforms * WAVEFORM_SCALE, *frames) - self.mel_mean) / (2 * self.mel_std)

@@ -100,6 +100,27 @@ def eager_attention_forward(
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
+def check_spectrograms(input_features: torch.Tensor, num_mel_bins: int, min_frames: int, extractor: str) -> None:
+    """
+    Check that these are spectrograms `(batch_size, num_frames, num_mel_bins)` that an encoder can read.
+
+    Args:
+        input_features (`torch.Tensor`): An encoder's input.
+        num_mel_bins (`int`), min_frames (`int`): What the encoder expects.
+        extractor (`str`): Class of the feature extractor that makes it.
+
+    Raises:
+        ValueError: They are not.
+    """
+    shape = tuple(input_features.shape)
+    is_enough = len(shape) == 3 and shape[0] > 0 and shape[1] >= min_frames
+    if not is_enough or shape[2] != num_mel_bins:
+        raise ValueError(
+            f"input_features has shape {shape}, but the audio tower expects (batch_size, num_frames, {num_mel_bins}) "
+            f"with at least one clip and {min_frames} frames. Make them with {extractor}."
+        )
+
+
 class BeatsConvPositionEmbedding(nn.Module):
     """Position embedding computed from the tokens by a wide grouped convolution (wav2vec 2.0, arXiv 2006.11477)."""
 
@@ -314,14 +335,7 @@ class BeatsModel(BeatsPreTrainedModel):
         Raises:
             ValueError: They are not.
         """
-        config = self.config
-        shape = tuple(input_features.shape)
-        is_enough = len(shape) == 3 and shape[0] > 0 and shape[1] >= config.patch_size
-        if not is_enough or shape[2] != config.num_mel_bins:
-            raise ValueError(
-                f"input_features has shape {shape}, but BEATs expects (batch_size, num_frames, {config.num_mel_bins}) "
-                f"with at least one clip and {config.patch_size} frames. Make them with XacleFeatureExtractor."
-            )
+        check_spectrograms(input_features, self.config.num_mel_bins, self.config.patch_size, "XacleFeatureExtractor")
 
     def clips_at_once(self, input_features: torch.Tensor) -> int:
         """Returns the clips in one pass: on a CPU, so many that a layer's largest tensor stays in the cache."""

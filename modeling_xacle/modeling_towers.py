@@ -1,4 +1,4 @@
-"""The audio encoders that an alignment model can hear with: BEATs and families of Transformers, behind one contract."""
+"""The audio encoders that an alignment model can hear with: our own and those of Transformers, behind one contract."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,6 +8,8 @@ from torch import nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from .modeling_beats import BeatsModel
+from .modeling_byola import ByolaModel
+from .modeling_m2d import M2dModel
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Readers: (encoder, features, mask) -> (batch_size, num_tokens, hidden_size). The mask, of shape (batch_size,
@@ -31,6 +33,11 @@ def read_beats(encoder: BeatsModel, features: torch.Tensor, mask: torch.Tensor |
 def read_masked(name: str) -> Reader:
     """Returns a reader of last hidden states for encoders that take the mask under this name."""
     return lambda encoder, features, mask: encoder(features, **{name: mask}).last_hidden_state
+
+
+def summarize_unmasked(encoder: nn.Module, features: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Reads the pooled output `(batch_size, hidden_size)` of an encoder that hears padding as silence."""
+    return encoder(features).pooler_output
 
 
 def summarize_masked(name: str) -> Reader:
@@ -90,8 +97,8 @@ class AudioFamily:
     A family of audio encoders. To add one: an entry in `FAMILIES`.
 
     Args:
-        extractor (`str`): Class of its feature extractor; `FRONT_ENDS` (feature_extraction_towers.py) tells how that is
-            called.
+        extractor (`str`): Class of its feature extractor; `FRONT_ENDS` (feature_extraction_towers.py) tells how one
+            of Transformers is called.
         read (`Reader`): Computes the states in the order of time.
         summarize (`Reader`, *optional*): Computes the tower's own vector `(batch_size, hidden_size)` of a clip; by
             default, that is the mean of its states.
@@ -110,6 +117,8 @@ class AudioFamily:
 WHISPER, WAV2VEC2 = "WhisperFeatureExtractor", "Wav2Vec2FeatureExtractor"
 FAMILIES = {
     "xacle_beats": AudioFamily("XacleFeatureExtractor", read_beats, build=BeatsModel),
+    "xacle_byola": AudioFamily("ByolaFeatureExtractor", build=ByolaModel),
+    "xacle_m2d": AudioFamily("M2dFeatureExtractor", summarize=summarize_unmasked, build=M2dModel),
     "audio-spectrogram-transformer": AudioFamily("ASTFeatureExtractor", read_ast),
     "clap_audio_model": AudioFamily(
         "ClapFeatureExtractor", read_clap, build=build_clap, inside=("clap", "audio_model")

@@ -17,13 +17,18 @@ PACKAGE = Path(modeling_xacle.__file__).parent
 # Each travelling file with those it may import, as in the design: pipeline -> processor, model -> config. The config
 # imports the pipeline when it is saved, to take it along.
 TRAVELS = {
-    "configuration_xacle": {"modeling_captioning", "pipeline_xacle"},
+    "configuration_byola": set(),
+    "configuration_m2d": set(),
+    "configuration_xacle": {"configuration_byola", "configuration_m2d", "modeling_captioning", "pipeline_xacle"},
     "waveforms_xacle": set(),
     "feature_extraction_xacle": {"waveforms_xacle"},
+    "feature_extraction_mel": {"feature_extraction_xacle"},
     "feature_extraction_towers": {"feature_extraction_xacle"},
     "processing_xacle": {"feature_extraction_xacle", "modeling_towers"},
     "modeling_beats": {"configuration_xacle"},
-    "modeling_towers": {"modeling_beats"},
+    "modeling_byola": {"configuration_byola", "modeling_beats"},
+    "modeling_m2d": {"configuration_m2d", "modeling_beats"},
+    "modeling_towers": {"modeling_beats", "modeling_byola", "modeling_m2d"},
     "modeling_xacle": {"configuration_xacle", "modeling_towers"},
     "configuration_dual": {"configuration_xacle"},
     "processing_dual": {"processing_xacle"},

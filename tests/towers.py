@@ -1,4 +1,4 @@
-"""Tiny audio towers of every family, with random weights and the feature extractors of the real ones."""
+"""Tiny audio towers of every family but BEATs, with random weights and the feature extractors of the real ones."""
 
 import torch
 from transformers import (
@@ -30,6 +30,15 @@ from transformers import (
     WhisperModel,
 )
 
+from modeling_xacle import (
+    ByolaConfig,
+    ByolaFeatureExtractor,
+    ByolaModel,
+    M2dConfig,
+    M2dFeatureExtractor,
+    M2dModel,
+)
+
 SIZE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 WHISPER_SIZE = {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 16}
 DECODER = {"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 16, "vocab_size": 60}
@@ -40,6 +49,8 @@ CLAP = {"patch_embeds_hidden_size": 8, "depths": [1, 1], "num_attention_heads": 
 
 # By model type: how the model is built, its config, and its feature extractor.
 TOWERS = {
+    "xacle_byola": (ByolaModel, ByolaConfig(num_channels=2, projection_size=8), ByolaFeatureExtractor(mel_mean=-5.0)),
+    "xacle_m2d": (M2dModel, M2dConfig(**SIZE), M2dFeatureExtractor(mel_mean=-7.0, mel_std=4.0)),
     "audio-spectrogram-transformer": (ASTModel, ASTConfig(**SIZE, max_length=1024), ASTFeatureExtractor()),
     "clap_audio_model": (
         ClapAudioModel,

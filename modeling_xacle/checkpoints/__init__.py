@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = room(
         "conversion": ["ConversionError", "convert_beats", "load_beats"],
         "conversion_tmu": ["convert_tmu"],
         "fingerprints": ["model_fingerprint"],
+        "log_mel": ["measure_log_mel"],
         "provenance": ["licence_of"],
     },
 )

@@ -6,11 +6,16 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer, ClapTextModel, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..configuration_byola import ByolaConfig
 from ..configuration_dual import XacleDualEncoderConfig
+from ..data.pairs import load_pairs
+from ..feature_extraction_mel import ByolaFeatureExtractor
+from ..modeling_byola import ByolaModel
 from ..modeling_dual import XacleDualEncoder
 from ..processing_dual import XacleDualProcessor
 from .conversion import ConversionError, load_exactly, provenance, save_folder
 from .loading import load_model, load_part
+from .log_mel import measure_log_mel
 from .presets import PRESETS
 from .towers import load_tower
 
@@ -25,16 +30,24 @@ LONGEST_CAPTION = 256
 
 
 def build_dual(
-    preset: str, tower: str | Path, text: str | Path | None = None, seed: int = 0, **config_fields: Any
+    preset: str,
+    tower: str | Path | None,
+    text: str | Path | None = None,
+    seed: int = 0,
+    data: str | Path | None = None,
+    **config_fields: Any,
 ) -> tuple[XacleDualEncoder, XacleDualProcessor]:
     """
     Build a judge with two towers. What no part brings along is random.
 
     Args:
         preset (`str`): One of `PRESETS`.
-        tower (`str` or `Path`): The audio tower, as [`load_tower`] takes it; or a contrastive model (CLAP, PE-AV).
+        tower (`str` or `Path`, *optional*): The audio tower, as [`load_tower`] takes it; or a contrastive model (CLAP,
+            PE-AV). Without it, the encoder of `baseline-2026`, which is trained from nothing, is random.
         text (`str` or `Path`, *optional*): Folder or Hub id of a text encoder; by default, the contrastive model's.
         seed (`int`): Seed of the random parts.
+        data (`str` or `Path`, *optional*): Dataset whose training split gives the mean and the standard deviation by
+            which that encoder's spectrograms are normalised.
         config_fields: Fields of [`XacleDualEncoderConfig`] that differ from the preset's.
 
     Returns:
@@ -45,16 +58,17 @@ def build_dual(
     """
     if preset not in PRESETS:
         raise ConversionError(f"There is no preset {preset}; there are {', '.join(PRESETS)}.")
-    kind = "" if Path(tower).is_file() else load_part(AutoConfig, tower).model_type
+    kind = "" if tower is None or Path(tower).is_file() else load_part(AutoConfig, tower).model_type
     if text is None and kind not in WHOLE:
-        raise ConversionError(f"{tower}: has no text tower; name one with --text.")
+        raise ConversionError(f"{tower or preset}: has no text tower; name one with --text.")
     with torch.random.fork_rng(devices=[]):
-        audio, extractor = load_tower(tower)
+        torch.manual_seed(seed)
+        audio, extractor = fresh_tower(preset, data) if tower is None else load_tower(tower)
         if text is None:
             encoder, tokenizer, parts = load_whole(tower, kind)
         else:
             encoder, tokenizer, parts = *load_text_tower(text), {}
-        check_types(preset, tower, audio, text or tower, encoder)
+        check_types(preset, tower, audio, text or str(tower), encoder)
         fields = {**PRESETS[preset].fields, **whole_fields(kind, parts), **config_fields, "preset": preset}
         torch.manual_seed(seed)
         config = XacleDualEncoderConfig(audio_config=audio.config, text_config=encoder.config, **fields)
@@ -66,6 +80,26 @@ def build_dual(
     for name, layers in parts.items():
         load_exactly(getattr(model.projector, name), layers, str(tower))
     return model, XacleDualProcessor(extractor, tokenizer, longest_caption(encoder, tokenizer))
+
+
+def fresh_tower(preset: str, data: str | Path | None) -> tuple[ByolaModel, ByolaFeatureExtractor]:
+    """
+    Returns an untrained BYOL-A v2, whose front end normalises by a dataset's training split.
+
+    Raises:
+        ConversionError: The preset has another tower, or no dataset is given.
+    """
+    if PRESETS[preset].tower != ByolaConfig.model_type:
+        raise ConversionError(f"The preset {preset} needs a pretrained audio tower: name one with --tower.")
+    if data is None:
+        raise ConversionError(
+            f"The preset {preset} normalises spectrograms by the training split's mean and standard deviation: name the "
+            "dataset with --data."
+        )
+    extractor = ByolaFeatureExtractor()
+    sounds = {sound["path"]: sound for sound in load_pairs(data, "train")["audio"]}
+    extractor.mel_mean, extractor.mel_std = measure_log_mel(extractor, sounds.values())
+    return ByolaModel(ByolaConfig()), extractor
 
 
 def whole_fields(kind: str, parts: dict[str, dict[str, torch.Tensor]]) -> dict[str, Any]:
@@ -119,7 +153,7 @@ def load_text_tower(source: str | Path) -> tuple[PreTrainedModel, PreTrainedToke
 
 
 def check_types(
-    preset: str, tower: str | Path, audio: PreTrainedModel, text: str | Path, encoder: PreTrainedModel
+    preset: str, tower: str | Path | None, audio: PreTrainedModel, text: str | Path, encoder: PreTrainedModel
 ) -> None:
     """
     Check that the towers are of the kinds that a preset was published with.
@@ -144,13 +178,14 @@ def longest_caption(encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 
 def init_dual(
     preset: str,
-    tower: str | Path,
+    tower: str | Path | None,
     output: str | Path,
     text: str | Path | None = None,
     seed: int = 0,
+    data: str | Path | None = None,
     **config_fields: Any,
 ) -> XacleDualEncoder:
     """Build a judge with [`build_dual`] and save its folder."""
-    model, processor = build_dual(preset, tower, text, seed, **config_fields)
+    model, processor = build_dual(preset, tower, text, seed, data, **config_fields)
     save_folder(output, model, processor)
     return model

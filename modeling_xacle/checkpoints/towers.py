@@ -1,4 +1,4 @@
-"""Loads audio towers: a BEATs file or folder, an encoder of Transformers, or a model that holds one."""
+"""Loads audio towers: a BEATs file, a folder of an encoder of ours or of Transformers, or a model that holds one."""
 
 from pathlib import Path
 
@@ -62,11 +62,12 @@ def _load_encoder(source: str | Path, kind: str) -> PreTrainedModel:
     return getattr(model, inside[kind]) if kind in inside else model
 
 
-def _load_extractor(source: str | Path, tower: PreTrainedModel) -> XacleTowerFeatureExtractor:
+def _load_extractor(source: str | Path, tower: PreTrainedModel) -> WindowFeatureExtractor:
     """Loads the feature extractor of a tower."""
     front_end = load_part(AutoFeatureExtractor, source)
     try:
-        extractor = XacleTowerFeatureExtractor(front_end)
+        is_own = isinstance(front_end, WindowFeatureExtractor)
+        extractor = front_end if is_own else XacleTowerFeatureExtractor(front_end)
         check_front_end(tower.config, extractor)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error

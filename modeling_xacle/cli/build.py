@@ -48,16 +48,16 @@ def convert_beats(
 
 
 def init(
+    output: Output,
     tower: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--tower",
             "--beats",
             help="What hears: a BEATs .pt file; or folder or Hub id of a converted one, or of another audio encoder of "
             "Transformers (AST, CLAP, PE-AV, Whisper, Qwen2-Audio, Audio Flamingo 3, wav2vec 2.0, WavLM, HuBERT, ...).",
         ),
-    ],
-    output: Output,
+    ] = None,
     llm: Annotated[str | None, typer.Option(help="Causal language model, folder or Hub id.")] = None,
     preset: Annotated[
         str | None,
@@ -69,6 +69,10 @@ def init(
         str | None,
         typer.Option(help="Text encoder of such a judge, folder or Hub id. Default: that of a CLAP or PE-AV --tower."),
     ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Of baseline-2026: dataset whose training split normalises its spectrograms."),
+    ] = None,
     seed: Seed = 0,
     caption_likelihood: Annotated[
         bool,
@@ -79,11 +83,13 @@ def init(
     ] = False,
 ) -> None:
     """Build an untrained model from pretrained parts: the start of stage 1, or with --preset of stages 2 and 3."""
-    if (llm is None) == (preset is None) or (preset is None and text) or (preset and caption_likelihood):
+    if (llm is None) == (preset is None) or (preset is None and (text or data)) or (preset and caption_likelihood):
         raise typer.BadParameter("give either --llm, or --preset (with --text, without --caption-likelihood)")
     if preset is not None:
-        checkpoints.init_dual(preset, tower, output, text, seed)
+        checkpoints.init_dual(preset, tower, output, text, seed, data)
         typer.echo(output)
         return
+    if tower is None:
+        raise typer.BadParameter("--tower is missing: name the audio encoder")
     checkpoints.init_model(tower, llm, output, seed=seed, caption_likelihood=caption_likelihood)
     typer.echo(output)

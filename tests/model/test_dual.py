@@ -10,12 +10,24 @@ import torch
 from conftest import PARITY
 from stage_runs import command
 from teachers import CAPTIONS, make_clip, make_tokenizer, save_pe_teacher, save_teacher
-from transformers import AutoConfig, AutoModel, AutoProcessor, BertConfig, BertModel, pipeline
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoProcessor,
+    BertConfig,
+    BertModel,
+    RobertaConfig,
+    RobertaModel,
+    pipeline,
+)
 
 import run_stage
-from modeling_xacle import XacleDualEncoder, XacleDualEncoderConfig
-from modeling_xacle.checkpoints.dual import init_dual
+from modeling_xacle import ByolaConfig, M2dConfig, XacleDualEncoder, XacleDualEncoderConfig
+from modeling_xacle.checkpoints.dual import build_dual, init_dual
+from modeling_xacle.checkpoints.presets import PRESETS
+from modeling_xacle.data.pairs import load_pairs
 from modeling_xacle.judges.contrastive import ContrastiveTeacher
+from modeling_xacle.modeling_dual import JOINS as JOIN_CLASSES
 from modeling_xacle.scoring import load_scorer
 from modeling_xacle.training.recipes import parse_arguments
 
@@ -179,6 +191,72 @@ def test_a_preset_brings_its_settings_which_flags_override(folders, pairs, tmp_p
     stage, _ = parse_arguments(["--stage", "3", "--model", str(folders["bilstm"]), "--loss", "mse"])
     assert stage.loss == "mse"
     assert parse_arguments(["--stage", "3", "--model", "runs/none"])[0].loss == "listnet"
+
+
+@pytest.fixture(scope="module")
+def roberta(tmp_path_factory):
+    """A tiny RoBERTa with its tokenizer."""
+    folder = tmp_path_factory.mktemp("roberta")
+    torch.manual_seed(0)
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    tokenizer = make_tokenizer()
+    ids = {"pad_token_id": tokenizer.pad_token_id, "max_position_embeddings": 40}
+    RobertaModel(RobertaConfig(vocab_size=len(tokenizer), **size, **ids)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_the_2026_baseline_is_built_from_a_text_encoder_and_data_alone_and_trains(roberta, pairs, tmp_path, xacle):
+    parts = ["--preset", "baseline-2026", "--text", roberta]
+    assert "name the dataset with --data" in xacle("init", *parts, "-o", tmp_path / "none", expect=1)
+    xacle("init", *parts, "--data", pairs, "-o", tmp_path / "model")
+    processor = AutoProcessor.from_pretrained(tmp_path / "model")
+    sounds = [row["audio"] for row in load_pairs(pairs, "train")]
+    features = torch.cat([processor.feature_extractor(sound)["input_features"] for sound in sounds])
+    assert abs(features.mean()) < 1e-3 and abs(features.std() - 1) < 1e-3
+    arguments = ["--stage", 3, "--data", pairs, "--model", tmp_path / "model", "--output_dir", tmp_path / "out"]
+    run_stage.main([*map(str, arguments), "--max_steps", "2", "--use_cpu", "true", "--report_to", "none"])
+    log = json.loads((tmp_path / "out" / "training_log.json").read_text())["log"]
+    assert log[0]["learning_rate"] == 2e-5
+    before, after = (AutoModel.from_pretrained(tmp_path / name).state_dict() for name in ("model", "out"))
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"audio_tower", "language_model", "score_head"}
+
+
+@pytest.mark.parametrize(
+    ("preset", "audio", "text", "expected"),
+    [
+        # BiLSTM: 2 directions x 4 gates x 512 x (3072 + 1024 inputs + 512 states + 2 biases); MLP 1024 -> 2048 -> 1.
+        (
+            "baseline-2026",
+            ByolaConfig(),
+            {"model_type": "roberta", "hidden_size": 1024},
+            8 * 512 * (3072 + 1024 + 512 + 2) + (1024 * 2048 + 2048) + (2048 + 1),
+        ),
+        # MLP 1536 -> 1024 -> 256 -> 1.
+        (
+            "baseline-2027",
+            M2dConfig(),
+            {"model_type": "bert", "hidden_size": 768},
+            (1536 * 1024 + 1024) + (1024 * 256 + 256) + (256 + 1),
+        ),
+    ],
+)
+def test_the_joins_of_the_baselines_have_the_described_number_of_weights(preset, audio, text, expected):
+    config = XacleDualEncoderConfig(audio_config=audio, text_config=text, **PRESETS[preset].fields)
+    with torch.device("meta"):
+        join = JOIN_CLASSES[config.join](config)
+    assert sum(weight.numel() for weight in join.parameters()) == expected
+
+
+def test_the_2026_baseline_has_the_described_shapes(roberta, pairs, tmp_path):
+    model, processor = build_dual("baseline-2026", None, roberta, data=pairs)
+    batch = processor(text=CAPTIONS[:2], audio=CLIPS[:2])
+    assert batch["input_features"].shape == (2, 1001, 64)
+    sound = model.get_audio_features(batch["input_features"])
+    assert sound.shape == (2, 250, 3072)
+    caption = model.get_text_features(batch["input_ids"], batch["attention_mask"])
+    assert caption.shape == (2, 1, 16) and model.eval()(**batch).logits.shape == (2,)
 
 
 def test_long_captions_are_cut_with_a_note(folders):
