@@ -18,7 +18,6 @@ from torch.nn.functional import binary_cross_entropy_with_logits, kl_div, mse_lo
 ListLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 NUM_BINS = 10
-BIN_SLACK = 1e-4  # in bins: labels are float32, so that a rating of 7 may come back as 7.0000001
 NUM_LEVELS = 41  # means of four whole ratings from 0 to 10
 # In label units: how far means of four listeners scatter, by the within-pair variance of the RELATE ratings, 6.2.
 LISTENER_SPREAD = 0.25
@@ -29,8 +28,8 @@ def rating_bins(labels: torch.Tensor) -> torch.Tensor:
     Returns the bin, 0 to 9, of each label `(num_pairs,)` in [-1, 1]: ratings up to 1 point, above 1 and up to 2, ...,
     above 9, which are the classes of the official baseline. Labels outside the range are in the first or last bin.
     """
-    points = (labels + 1) * (NUM_BINS / 2)
-    return (points - BIN_SLACK).ceil().long().sub(1).clamp(0, NUM_BINS - 1)
+    points = (labels + 1) * (NUM_BINS / 2)  # whole where the rating is, in spite of float32
+    return points.ceil().long().sub(1).clamp(0, NUM_BINS - 1)
 
 
 def balancing_weights(labels: torch.Tensor) -> torch.Tensor:

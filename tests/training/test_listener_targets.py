@@ -91,8 +91,8 @@ def test_screened_listeners_count_for_nothing_and_are_told(kind, caplog):
 def test_agreement_is_the_correlation_with_the_others_alone():
     ratings = read_ratings(table({**AGREEING, "dan": [3, 3, 9, None, None]}))
     found = listener_agreement(ratings, 3)
-    sums = np.add(AGREEING["bob"], AGREEING["cat"]) + [3, 3, 9, 0, 0]
-    by_hand = np.corrcoef(AGREEING["ann"], sums / [3, 3, 3, 2, 2])[0, 1]
+    others = [(1 + 3 + 3) / 3, (5 + 4 + 3) / 3, (5 + 7 + 9) / 3, (9 + 7) / 2, (4 + 6) / 2]
+    by_hand = np.corrcoef(AGREEING["ann"], others)[0, 1]
     assert found["ann"] == pytest.approx(by_hand) and len(found) == 4
     assert listener_agreement(ratings, 4).isna().to_dict() == {"ann": False, "bob": False, "cat": False, "dan": True}
 
@@ -122,13 +122,15 @@ def test_ratings_far_from_all_others_are_left_out(caplog):
     assert targets(ratings, screen_distance=6.0)["label"][:] == targets(ratings)["label"][:]
 
 
-def test_rows_without_a_listener_are_left_out_and_told(caplog):
-    ratings = {name: [*given, None] for name, given in AGREEING.items()} | {"dan": [None] * 5 + [9]}
+@pytest.mark.parametrize("last", [{"few": [9]}, {"alike": [7, 7, 7, 7, None, 7]}])
+def test_rows_without_a_listener_are_left_out_and_told(last, caplog):
+    ((name, given),) = last.items()
+    ratings = {who: [*theirs, None] for who, theirs in AGREEING.items()}
+    ratings[name] = [None] * (6 - len(given)) + given
     found = targets(ratings)
     assert found["id"][:] == [f"row {place}" for place in range(5)]
     assert "1 of 6 rows have no listener left and are left out: row 5." in caplog.text
-    labels = table(ratings)["label"][:]
-    assert np.mean(found["label"]) == pytest.approx(np.mean(labels), abs=1e-6)
+    assert np.mean(found["label"]) == pytest.approx(np.mean(table(ratings)["label"]), abs=1e-6)
 
 
 def test_splits_without_listeners_are_refused():
