@@ -93,8 +93,8 @@ def fresh_tower(preset: str, data: str | Path | None) -> tuple[ByolaModel, Byola
         raise ConversionError(f"The preset {preset} needs a pretrained audio tower: name one with --tower.")
     if data is None:
         raise ConversionError(
-            f"The preset {preset} normalises spectrograms by the training split's mean and standard deviation: name the "
-            "dataset with --data."
+            f"The preset {preset} normalises spectrograms by the training split's mean and deviation: name the dataset "
+            "with --data."
         )
     extractor = ByolaFeatureExtractor()
     sounds = {sound["path"]: sound for sound in load_pairs(data, "train")["audio"]}

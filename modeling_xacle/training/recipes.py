@@ -23,12 +23,14 @@ from ..checkpoints.presets import PRESETS
 from ..configuration_xacle import STAGES
 from ..data.files import read_json
 from ..evaluation.metrics import METRICS
-from .losses import LOSSES
+from .losses import BALANCED_LOSSES, LOSSES
 
 logger = logging.get_logger(__name__)
 
 PARTS = ("projector", "score_head", "language_model", "audio_tower", "special_tokens")
 LIST_SCOPES = ("global", "local")
+TARGETS = ("mean", "listener_zscore")
+FEWEST_RATINGS = 3  # of a listener
 CACHE_DTYPES = ("float32", "float16")
 # The metrics of validation, and whether a larger value is better.
 SCORE_METRICS = {name.lower(): metric.greater_is_better for name, metric in METRICS.items()}
@@ -64,6 +66,37 @@ class StageArguments:
     temperature: float = field(default=1.0, metadata={"help": "ListNet's temperature."})
     one_sided: bool = field(
         default=False, metadata={"help": "Let the temperature divide the labels only, as the published code does."}
+    )
+    class_balance: bool = field(
+        default=False,
+        metadata={
+            "help": "Weigh each pair's own error so that every point of the rating scale counts alike in the training "
+            f"split. Losses: {', '.join(BALANCED_LOSSES)}."
+        },
+    )
+    targets: str = field(
+        default="mean",
+        metadata={
+            "help": "Stage 3: learn from the mean ratings (mean), or from ratings standardised by each listener's own "
+            "mean and deviation (listener_zscore)."
+        },
+    )
+    screen_distance: float = field(
+        default=0.0,
+        metadata={
+            "help": "listener_zscore: leave out ratings that are more than so many points from any other of their "
+            "clip. 0: none."
+        },
+    )
+    screen_ratings: int = field(
+        default=5, metadata={"help": "listener_zscore: leave out listeners with fewer ratings than this."}
+    )
+    screen_correlation: float = field(
+        default=0.0,
+        metadata={
+            "help": "listener_zscore: leave out listeners whose ratings correlate less than this with the others' "
+            "means. -1: none."
+        },
     )
     caption_weight: float = field(
         default=0.0,
@@ -114,7 +147,8 @@ class StageArguments:
         unknown = [part for part in self.train if part not in PARTS]
         if unknown:
             raise ValueError(f"--train {' '.join(unknown)}: choose among {', '.join(PARTS)}.")
-        for name, choices in {"loss": LOSSES, "list_scope": LIST_SCOPES, "cache_dtype": CACHE_DTYPES}.items():
+        offered = {"loss": LOSSES, "list_scope": LIST_SCOPES, "targets": TARGETS, "cache_dtype": CACHE_DTYPES}
+        for name, choices in offered.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"--{name} {getattr(self, name)}: choose one of {', '.join(choices)}.")
         if not self.temperature > 0:
@@ -122,6 +156,7 @@ class StageArguments:
         if self.caption_weight < 0:
             raise ValueError(f"--caption_weight {self.caption_weight}: must not be negative.")
         self._check_combinations()
+        self._check_targets()
         self._check_cache()
 
     def _check_types(self) -> None:
@@ -149,6 +184,30 @@ class StageArguments:
             raise ValueError("--calibrate: captioning (stage 1) gives no scores, leave it to stages 2 and 3.")
         if self.stage == 1 and self.caption_weight:
             raise ValueError("--caption_weight: captioning is all that stage 1 does, leave it to stage 2.")
+
+    def _check_targets(self) -> None:
+        if self.class_balance and (self.stage == 1 or self.loss not in BALANCED_LOSSES):
+            chosen = "captioning (stage 1)" if self.stage == 1 else f"--loss {self.loss}"
+            raise ValueError(
+                f"--class_balance weighs each pair's own error, which {chosen} does not have: leave it out, or choose "
+                f"stage 2 or 3 and --loss {' or '.join(BALANCED_LOSSES)}."
+            )
+        if self.targets == "mean":
+            usual = {entry.name: entry.default for entry in fields(self) if entry.name.startswith("screen_")}
+            idle = [f"--{name} {getattr(self, name)}" for name in usual if getattr(self, name) != usual[name]]
+            if idle:
+                raise ValueError(f"{' '.join(idle)}: listeners are screened for --targets listener_zscore only.")
+        elif self.stage != 3:
+            raise ValueError(f"--targets {self.targets}: stage 3 alone learns from listeners, leave it out.")
+        if not self.screen_distance >= 0:
+            raise ValueError(f"--screen_distance {self.screen_distance}: must not be negative.")
+        if self.screen_ratings < FEWEST_RATINGS:
+            raise ValueError(
+                f"--screen_ratings {self.screen_ratings}: must be at least {FEWEST_RATINGS}, as any two ratings "
+                "correlate fully."
+            )
+        if not -1 <= self.screen_correlation <= 1:
+            raise ValueError(f"--screen_correlation {self.screen_correlation}: must be from -1 to 1.")
 
     def _check_cache(self) -> None:
         if self.augmented_views and not self.cache_audio_features:

@@ -38,6 +38,7 @@ from ..processing_xacle import XacleProcessor, check_agreement
 from .collators import AudioCollator, CaptionCollator, PairCollator, SpecAugment, TrainingRows
 from .feature_cache import AudioFeatureCache
 from .freezing import alignment_model
+from .listener_targets import listener_zscore_targets
 from .losses import COMPARING_LOSSES
 from .progress import ProgressLines
 from .recipes import StageArguments, list_size
@@ -154,7 +155,8 @@ def load_start(stage: StageArguments) -> tuple[PreTrainedModel, XacleProcessor]:
 
 def load_splits(stage: StageArguments, batch_size: int) -> tuple[Dataset, Dataset]:
     """
-    Loads and checks a stage's training and validation splits.
+    Loads and checks a stage's training and validation splits, with the targets that the stage learns from as labels
+    of the first.
 
     Args:
         stage (`StageArguments`): Names them.
@@ -162,7 +164,8 @@ def load_splits(stage: StageArguments, batch_size: int) -> tuple[Dataset, Datase
 
     Raises:
         FileNotFoundError: The dataset does not exist.
-        ValueError: A split is missing, empty, without labels or too small, or rows have problems, which are listed.
+        ValueError: A split is missing, empty, too small, or without labels or the listeners that `stage.targets` needs,
+            or rows have problems, which are listed.
     """
     if not Path(stage.data).exists() and stage.data.startswith("data/"):
         raise FileNotFoundError(
@@ -171,6 +174,8 @@ def load_splits(stage: StageArguments, batch_size: int) -> tuple[Dataset, Datase
         )
     splits = load_pairs(stage.data)
     train, validation = (_checked_split(splits, name, stage) for name in (stage.train_split, stage.validation_split))
+    if stage.targets == "listener_zscore":
+        train = listener_zscore_targets(train, stage, f"{stage.data}, split {stage.train_split}")
     if len(train) < batch_size:
         raise ValueError(f"{stage.data}, split {stage.train_split}: {len(train)} rows are no batch of {batch_size}.")
     return train, validation

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, RandomSampler, Sampler
@@ -19,7 +20,15 @@ from ..evaluation.metrics import alignment_metrics
 from ..processing_xacle import IGNORED
 from .collators import TrainingRows
 from .freezing import alignment_model
-from .losses import COMPARING_LOSSES, get_loss, global_list_loss, scale_gradient
+from .losses import (
+    COMPARING_LOSSES,
+    NUM_BINS,
+    balancing_weights,
+    get_loss,
+    global_list_loss,
+    rating_bins,
+    scale_gradient,
+)
 from .recipes import StageArguments
 
 logger = logging.get_logger(__name__)
@@ -107,6 +116,15 @@ class StageTrainer(Trainer):
         Path(output_dir or self.args.output_dir, "training_args.bin").unlink(missing_ok=True)
 
 
+def find_weights(rows: Dataset) -> torch.Tensor:
+    """Returns the weight `(10,)` of each rating bin of the training split, and logs it with the bin's pairs."""
+    labels = torch.tensor(rows["label"][:], dtype=torch.float32)
+    weights, counts = balancing_weights(labels), rating_bins(labels).bincount(minlength=NUM_BINS)
+    listed = [f"{n} pairs x {w:.3g}" for n, w in zip(counts.tolist(), weights.tolist(), strict=True)]
+    logger.info(f"Class balance, by rating bins from 0 to 1 up to 9 to 10: {', '.join(listed)}.")
+    return weights
+
+
 class PairTrainer(StageTrainer):
     """
     Stages 2 and 3: a loss over lists of pairs, validated by rank correlation.
@@ -116,14 +134,15 @@ class PairTrainer(StageTrainer):
     gradients, and the gradients add up to those of one large batch.
 
     Args:
-        stage (`StageArguments`): Names the loss and its scope.
+        stage (`StageArguments`): Names the loss, its scope, and whether it is balanced.
     """
 
     loss_is_scaled_for_ga = False
 
     def __init__(self, stage: StageArguments, **kwargs: Any):
         super().__init__(compute_metrics=self.metrics, **kwargs)
-        self.list_loss = get_loss(stage.loss, stage.temperature, stage.one_sided)
+        weights = find_weights(kwargs["train_dataset"].rows) if stage.class_balance else None
+        self.list_loss = get_loss(stage.loss, stage.temperature, stage.one_sided, weights)
         self.compares = stage.loss in COMPARING_LOSSES
         self.batches: list[dict[str, torch.Tensor]] = []  # the current step's
         self.seen: list[torch.Tensor] = []  # their logits and labels, each (2, batch_size)

@@ -23,6 +23,8 @@ COMMON = {
     "loss": "listnet",
     "temperature": 1.0,
     "list_scope": "global",
+    "class_balance": False,
+    "targets": "mean",
     "lora_rank": 0,
     "cache_audio_features": False,
 }
@@ -149,6 +151,7 @@ def test_another_schedule_goes_without_the_settings_of_the_recipes():
 
 
 EVERY_4_AND_6 = ["--eval_strategy", "steps", "--save_strategy", "steps", "--eval_steps", "4", "--save_steps", "6"]
+ZSCORE = ["--targets", "listener_zscore"]
 CACHED = ["--cache_audio_features", "--augmented_views", 8]
 
 
@@ -160,6 +163,20 @@ CACHED = ["--cache_audio_features", "--augmented_views", 8]
         (["--stage", 3, "--loss", "ranknet"], "--loss ranknet: choose one of listnet, listnet_mse, mse"),
         (["--stage", 3, "--list_scope", "all"], "--list_scope all: choose one of global, local"),
         (["--stage", 3, "--cache_dtype", "int8"], "--cache_dtype int8: choose one of float32, float16"),
+        (
+            ["--stage", 3, "--class_balance"],
+            "pair's own error, which --loss listnet does not have: .*--loss listnet_mse or",
+        ),
+        (
+            ["--stage", 1, "--loss", "mse", "--class_balance"],
+            r"which captioning \(stage 1\) does not have: leave it out",
+        ),
+        (["--stage", 3, "--targets", "median"], "--targets median: choose one of mean, listener_zscore"),
+        (["--stage", 2, *ZSCORE], "--targets listener_zscore: stage 3 alone learns from listeners"),
+        (["--stage", 3, "--screen_ratings", 9], "--screen_ratings 9: listeners are screened for --targets listener_zs"),
+        (["--stage", 3, *ZSCORE, "--screen_ratings", 2], "--screen_ratings 2: must be at least 3"),
+        (["--stage", 3, *ZSCORE, "--screen_correlation", "nan"], "--screen_correlation nan: must be from -1 to 1"),
+        (["--stage", 3, *ZSCORE, "--screen_distance", -1], "--screen_distance -1.0: must not be negative"),
         (["--stage", 3, "--temperature", 0], "--temperature 0.0: must be positive"),
         (["--stage", 3, "--temperature", "nan"], "--temperature nan: must be positive"),
         (["--stage", 3, "--mask_frames", -1], "--mask_frames -1: must not be negative"),
@@ -197,6 +214,8 @@ def test_what_goes_together():
     assert settings("--stage", 3, "--cache_audio_features", "--mask_mel_bins", 0, "--mask_frames", 0)["patience"] == 20
     assert settings("--stage", 2, "--cache_audio_features")["augmented_views"] == 0
     assert settings("--stage", 1, "--lora_rank", 4, "--train", "projector", "special_tokens")["lora_rank"] == 4
+    assert settings("--stage", 2, "--loss", "listnet_mse", "--class_balance")["class_balance"]
+    assert settings("--stage", 3, *ZSCORE, "--screen_correlation", -1, "--screen_distance", 5)["screen_ratings"] == 5
     assert settings("--stage", 3, "--train", "audio_tower", "--one_sided", "--temperature", 0.5)["one_sided"]
 
 

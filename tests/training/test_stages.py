@@ -301,7 +301,8 @@ def test_lists_of_one_pair_are_refused(pairs, model_folder, tmp_path, monkeypatc
     for loss in ("listnet", "listnet_mse", "clipped_contrastive"):
         with pytest.raises(ValueError, match=f"--loss {loss} compares the pairs of a list, which would be one pair"):
             check(*one, "--loss", loss)
-    check(*one, "--loss", "mse")
+    for loss in ("mse", "ordinal"):
+        check(*one, "--loss", loss)
     check(*one, "--gradient_accumulation_steps", 2)
     with pytest.raises(ValueError, match=r"leave one pair for the last list of an epoch.*--dataloader_drop_last true"):
         check("--per_device_train_batch_size", 23, "--dataloader_drop_last", "false")
@@ -402,7 +403,7 @@ def test_an_incomplete_checkpoint_is_not_resumed_from(pairs, model_folder, tmp_p
 
 @pytest.mark.parametrize("stage", [1, 3])
 def test_two_processes_equal_one(pairs, steady_folder, tmp_path, stage):
-    loss = ["--loss", "listnet_mse", "--temperature", 0.5] if stage == 3 else []
+    loss = ["--loss", "listnet_mse", "--temperature", 0.5, "--class_balance"] if stage == 3 else []
     config = ROOT / "accelerate_configs/cpu_2_processes.yaml"
     settings = ["--config_file", str(config), "--main_process_port", "0"]
     launcher = [sys.executable, "-m", "accelerate.commands.launch", *settings]
