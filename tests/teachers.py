@@ -13,6 +13,7 @@ from transformers import (
     PeAudioModel,
     PeAudioProcessor,
     PreTrainedTokenizerFast,
+    RobertaModel,
 )
 
 from modeling_xacle.judges.contrastive import ContrastiveTeacher
@@ -92,6 +93,17 @@ def make_pe_model(seed=0):
         if weights.ndim > 1 and "alpha" not in name:
             torch.nn.init.normal_(weights, std=weights[0].numel() ** -0.5)
     return model
+
+
+def save_text_encoder(folder, kind=RobertaModel, **settings):
+    """A tiny text encoder with random weights and its tokenizer, as a folder."""
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer()
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = kind.config_class(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **size, **settings)
+    kind(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 def save_pe_teacher(folder, seed=0):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import EXPECTED, PARITY, ROOT
 from language_models import save_language_model
-from teachers import save_pe_teacher, save_teacher
+from teachers import save_pe_teacher, save_teacher, save_text_encoder
 from transformers import pipeline
 
 import modeling_xacle
@@ -29,6 +29,8 @@ STAND_INS = {
     "laion/clap-htsat-unfused": "clap",
     "facebook/pe-av-large": "pe-av",
     "Qwen/Qwen2-Audio-7B-Instruct": "qwen2-audio",
+    "FacebookAI/roberta-base": "roberta",
+    "FacebookAI/roberta-large": "roberta",
 }
 
 
@@ -58,6 +60,7 @@ def folder(tmp_path, monkeypatch, model_folder):
     save_teacher(tmp_path / "clap")
     save_pe_teacher(tmp_path / "pe-av")
     save_language_model(tmp_path / "qwen2-audio")
+    save_text_encoder(tmp_path / "roberta")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -103,6 +106,8 @@ def test_the_guides_show_every_command():
     "text", [GUIDES["score"], GUIDES["judge"], GUIDES["models"], README], ids=lambda text: text[:9]
 )
 def test_commands(text, folder, monkeypatch, capsys):
+    rows = [{"id": "0", "audio": str(folder / "dog.wav"), "text": "A dog barks", "label": 0.5}]
+    save_dataset({"train": make_dataset(rows)}, folder / "data" / "xacle")
     for command in commands_of(text):
         if command[-2:] == ["-o", "xacle-tmu"]:
             shutil.rmtree(folder / "xacle-tmu")

@@ -9,17 +9,8 @@ import pytest
 import torch
 from conftest import PARITY
 from stage_runs import command
-from teachers import CAPTIONS, make_clip, make_tokenizer, save_pe_teacher, save_teacher
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoProcessor,
-    BertConfig,
-    BertModel,
-    RobertaConfig,
-    RobertaModel,
-    pipeline,
-)
+from teachers import CAPTIONS, make_clip, save_pe_teacher, save_teacher, save_text_encoder
+from transformers import AutoConfig, AutoModel, AutoProcessor, BertModel, pipeline
 
 import run_stage
 from modeling_xacle import ByolaConfig, M2dConfig, XacleDualEncoder, XacleDualEncoderConfig
@@ -45,13 +36,7 @@ CLIPS = [{"array": make_clip(seconds, seed), "sampling_rate": 16000} for seed, s
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
     """A tiny BERT with its tokenizer."""
-    folder = tmp_path_factory.mktemp("text")
-    torch.manual_seed(0)
-    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    tokenizer = make_tokenizer()
-    BertModel(BertConfig(vocab_size=len(tokenizer), initializer_range=0.5, **size)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_text_encoder(tmp_path_factory.mktemp("text"), BertModel, initializer_range=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -196,14 +181,7 @@ def test_a_preset_brings_its_settings_which_flags_override(folders, pairs, tmp_p
 @pytest.fixture(scope="module")
 def roberta(tmp_path_factory):
     """A tiny RoBERTa with its tokenizer."""
-    folder = tmp_path_factory.mktemp("roberta")
-    torch.manual_seed(0)
-    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    tokenizer = make_tokenizer()
-    ids = {"pad_token_id": tokenizer.pad_token_id, "max_position_embeddings": 40}
-    RobertaModel(RobertaConfig(vocab_size=len(tokenizer), **size, **ids)).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    return save_text_encoder(tmp_path_factory.mktemp("roberta"), max_position_embeddings=40)
 
 
 def test_the_2026_baseline_is_built_from_a_text_encoder_and_data_alone_and_trains(roberta, pairs, tmp_path, xacle):
