@@ -103,6 +103,9 @@ class AudioFamily:
         summarize (`Reader`, *optional*): Computes the tower's own vector `(batch_size, hidden_size)` of a clip; by
             default, that is the mean of its states.
         build (callable): Makes an encoder with random weights from its config.
+        untrained (`tuple` of `str`): Parts that the library computes without gradients, even in training.
+        keeps_statistics (`bool`): Whether batch norms keep the statistics that they were trained with: those of a few
+            pairs are worse, and differ between processes.
         inside (`tuple` of `str`, *optional*): A model type that has such an encoder in it, and the encoder's attribute
             in what `AutoModel` makes of that type.
     """
@@ -111,13 +114,15 @@ class AudioFamily:
     read: Reader = read_unmasked
     summarize: Reader | None = None
     build: Callable[[PreTrainedConfig], PreTrainedModel] = AutoModel.from_config
+    untrained: tuple[str, ...] = ()
+    keeps_statistics: bool = True
     inside: tuple[str, str] | None = None
 
 
 WHISPER, WAV2VEC2 = "WhisperFeatureExtractor", "Wav2Vec2FeatureExtractor"
 FAMILIES = {
     "xacle_beats": AudioFamily("XacleFeatureExtractor", read_beats, build=BeatsModel),
-    "xacle_byola": AudioFamily("ByolaFeatureExtractor", build=ByolaModel),
+    "xacle_byola": AudioFamily("ByolaFeatureExtractor", build=ByolaModel, keeps_statistics=False),
     "xacle_m2d": AudioFamily("M2dFeatureExtractor", summarize=summarize_unmasked, build=M2dModel),
     "audio-spectrogram-transformer": AudioFamily("ASTFeatureExtractor", read_ast),
     "clap_audio_model": AudioFamily(
@@ -127,6 +132,7 @@ FAMILIES = {
         "PeAudioFeatureExtractor",
         read_masked("padding_mask"),
         summarize_masked("padding_mask"),
+        untrained=("embedder.dac_encoder", "embedder.bottleneck"),
         inside=("pe_audio", "audio_encoder"),
     ),
     "whisper": AudioFamily(WHISPER, build=build_whisper, inside=("whisper", "encoder")),

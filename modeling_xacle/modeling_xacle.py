@@ -11,7 +11,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple, maybe_autocast
 
 from .configuration_xacle import XacleConfig
-from .modeling_towers import build_tower, pool_tokens, read_tower
+from .modeling_towers import audio_family, build_tower, pool_tokens, read_tower
 
 
 @dataclass
@@ -161,13 +161,19 @@ class XaclePreTrainedModel(PreTrainedModel):
     def train(self, mode: bool = True) -> "XaclePreTrainedModel":
         """
         Put trained parts into training mode, and parts whose weights are frozen into evaluation mode (no dropout).
-        The language model does not count as trained if only its embeddings are.
+        The language model does not count as trained if only its embeddings are. Batch norms of a pretrained tower keep
+        their statistics.
         """
         super().train(mode)
         embeddings = {id(parameter) for parameter in self.get_input_embeddings().parameters()}
         for part in self.children():
             if not any(weight.requires_grad for weight in part.parameters() if id(weight) not in embeddings):
                 part.eval()
+        tower = getattr(self, "audio_tower", None)
+        if tower is not None and audio_family(tower.config).keeps_statistics:
+            for module in tower.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
         return self
 
 

@@ -1,8 +1,13 @@
 """Short runs of the stages: a dataset that serves them all, and their commands."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import soundfile
+from conftest import ROOT
 
 from modeling_xacle import XacleModel
 from modeling_xacle.data.pairs import make_dataset, save_dataset
@@ -52,3 +57,28 @@ def command(stage, pairs, model, output, *more):
 def every(steps):
     """Evaluate and save after so many steps."""
     return ["--eval_strategy", "steps", "--save_strategy", "steps", "--eval_steps", steps, "--save_steps", steps]
+
+
+def launch(arguments, launcher=(sys.executable,)):
+    """Start a run in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [*launcher, str(ROOT / "run_stage.py"), *arguments],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def launch_two(arguments):
+    """Start a run in two processes, as the configuration of accelerate for CPUs has it."""
+    config = ROOT / "accelerate_configs/cpu_2_processes.yaml"
+    settings = ["--config_file", str(config), "--main_process_port", "0"]
+    return launch(arguments, [sys.executable, "-m", "accelerate.commands.launch", *settings])
+
+
+def finish(process):
+    """Wait for a run, which must succeed."""
+    _, stderr = process.communicate(timeout=SUBPROCESS_SECONDS)
+    assert process.returncode == 0, stderr[-3000:]

@@ -6,6 +6,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..modeling_dual import XacleDualEncoder
+from ..modeling_towers import audio_family
 from ..modeling_xacle import XacleModel
 from .recipes import StageArguments
 
@@ -43,6 +44,8 @@ def choose_trained(model: PreTrainedModel, stage: StageArguments) -> nn.Module:
             inner.lm_head.requires_grad_(True)  # where it is not tied to the embeddings
         if special_ids:
             train_rows(inner.get_input_embeddings().weight, special_ids)
+    for part in audio_family(config.audio_config).untrained:
+        inner.audio_tower.get_submodule(part).requires_grad_(False)
     return model
 
 

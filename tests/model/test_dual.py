@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import PARITY
-from stage_runs import command
+from stage_runs import command, finish, launch_two
 from teachers import CAPTIONS, make_clip, save_pe_teacher, save_teacher, save_text_encoder
 from transformers import AutoConfig, AutoModel, AutoProcessor, BertModel, pipeline
 
@@ -167,6 +167,24 @@ def test_frozen_towers_have_no_dropout_in_training(folders):
     model.train()
     modes = {name: part.training for name, part in model.named_children()}
     assert modes == {"audio_tower": False, "language_model": False, "projector": False, "score_head": True}
+
+
+@pytest.mark.parametrize("kind", ["clap", "pe_audio"])
+def test_two_processes_fine_tune_a_contrastive_model_as_one_does(kind, teachers, pairs, tmp_path):
+    init_dual("clap", teachers[kind], tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    for part in ("audio_config", "text_config"):  # dropout draws differently in two processes
+        config[part] |= {name: 0.0 for name in config[part] if "drop" in name}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    more = ["--max_steps", 2, "--loss", "mse", "--eval_strategy", "no", "--save_strategy", "no", "--patience", 0]
+    more += ["--load_best_model_at_end", False, "--learning_rate", 1e-4]
+    two = [*more, "--per_device_train_batch_size", 4, "--num_processes", 2]
+    finish(launch_two(command(3, pairs, tmp_path / "model", tmp_path / "two", *two)))
+    run_stage.main(command(3, pairs, tmp_path / "model", tmp_path / "one", *more))
+    start, one, two = (AutoModel.from_pretrained(tmp_path / name).state_dict() for name in ("model", "one", "two"))
+    assert any(not torch.equal(start[name], one[name]) for name in start if name.startswith("audio_tower"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, atol=5e-5, rtol=0)
 
 
 def test_a_preset_brings_its_settings_which_flags_override(folders, pairs, tmp_path):

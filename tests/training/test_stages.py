@@ -1,19 +1,16 @@
 """The stages end to end on a tiny model: what is trained and what is not, resuming, caches, processes, errors."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import PARITY, ROOT
+from conftest import PARITY
 from safetensors.torch import load_file
-from stage_runs import SUBPROCESS_SECONDS, TRAIN, command, every
+from stage_runs import SUBPROCESS_SECONDS, TRAIN, command, every, finish, launch, launch_two
 from transformers import AutoModelForMultimodalLM, TrainerCallback, pipeline
 
 import run_stage
@@ -358,22 +355,6 @@ def test_other_settings_are_another_run(pairs, model_folder, tmp_path):
     assert "`0.5`" in (tmp_path / "README.md").read_text()
 
 
-def launch(arguments, launcher=(sys.executable,)):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        [*launcher, str(ROOT / "run_stage.py"), *arguments],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(process):
-    _, stderr = process.communicate(timeout=SUBPROCESS_SECONDS)
-    assert process.returncode == 0, stderr[-3000:]
-
-
 def test_killed_and_started_again_ends_as_the_uninterrupted_run(pairs, model_folder, tmp_path):
     more = ["--num_train_epochs", 4, *every(2)]
     run_stage.main(command(3, pairs, model_folder, tmp_path / "whole", *more))
@@ -404,11 +385,8 @@ def test_an_incomplete_checkpoint_is_not_resumed_from(pairs, model_folder, tmp_p
 @pytest.mark.parametrize("stage", [1, 3])
 def test_two_processes_equal_one(pairs, steady_folder, tmp_path, stage):
     loss = ["--loss", "listnet_mse", "--temperature", 0.5, "--class_balance"] if stage == 3 else []
-    config = ROOT / "accelerate_configs/cpu_2_processes.yaml"
-    settings = ["--config_file", str(config), "--main_process_port", "0"]
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", *settings]
     parts = ["--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 2, "--num_processes", 2]
-    process = launch(command(stage, pairs, steady_folder, tmp_path / "two", *loss, *parts), launcher)
+    process = launch_two(command(stage, pairs, steady_folder, tmp_path / "two", *loss, *parts))
     run_stage.main(command(stage, pairs, steady_folder, tmp_path / "one", *loss))
     finish(process)
     assert_same_weights(tmp_path / "one", tmp_path / "two", tolerance=5e-5)
