@@ -14,7 +14,7 @@ import soundfile
 import torch
 from huggingface_hub import ModelCardData
 from packaging.requirements import Requirement
-from transformers import AutoConfig, pipeline
+from transformers import AutoConfig, PreTrainedConfig, pipeline
 from transformers.utils import logging
 
 from .. import __version__
@@ -89,15 +89,19 @@ def model_info(name: str, revision: str | None = None) -> dict[str, Any]:
 
 def describe_architecture(config: ScoringConfig) -> str:
     """Returns the kind and size of each part, in one line."""
-    towers = (config.audio_config, config.text_config)
-    audio, text = (f"{tower.model_type} {tower.num_hidden_layers} x {tower.hidden_size}" for tower in towers)
-    audio = audio.replace(BeatsConfig.model_type, "BEATs")
+    audio, text = map(_describe_tower, (config.audio_config, config.text_config))
     if not isinstance(config, XacleConfig):
         return f"{audio} and {text} -> projection {config.projection} -> {config.join}"
     return (
         f"{audio} -> SwiGLU projector {config.projector_intermediate_size} -> {text} -> "
         f"score head {config.score_head_hidden_size}"
     )
+
+
+def _describe_tower(config: PreTrainedConfig) -> str:
+    layers = getattr(config, "num_hidden_layers", None)
+    size = f"{layers} x {config.hidden_size}" if layers else str(config.hidden_size)
+    return f"{'BEATs' if config.model_type == BeatsConfig.model_type else config.model_type} {size}"
 
 
 def count_parameters(model: XaclePreTrainedModel) -> dict[str, int]:

@@ -206,6 +206,7 @@ def test_the_2026_baseline_is_built_from_a_text_encoder_and_data_alone_and_train
     parts = ["--preset", "baseline-2026", "--text", roberta]
     assert "name the dataset with --data" in xacle("init", *parts, "-o", tmp_path / "none", expect=1)
     xacle("init", *parts, "--data", pairs, "-o", tmp_path / "model")
+    assert "xacle_byola 3072 and roberta 1 x 16 -> projection none -> bilstm" in xacle("info", tmp_path / "model")
     processor = AutoProcessor.from_pretrained(tmp_path / "model")
     sounds = [row["audio"] for row in load_pairs(pairs, "train")]
     features = torch.cat([processor.feature_extractor(sound)["input_features"] for sound in sounds])
