@@ -121,7 +121,7 @@ class XacleTowerFeatureExtractor(WindowFeatureExtractor):
         and, if it tells sound from padding, `input_features_mask` of shape `(batch_size, num_frames)`, True for sound.
         """
         shortest, longest = (round(seconds * self.sampling_rate) for seconds in (SHORTEST_SECONDS, self.max_seconds))
-        clips = [np.pad(clip[:longest].numpy(), (0, max(0, shortest - len(clip)))) for clip in waveforms]
+        clips = [np.pad(clip[:longest].cpu().numpy(), (0, max(0, shortest - len(clip)))) for clip in waveforms]
         arguments = self.kind.arguments(self.front_end, self.max_seconds)
         found = self.front_end(clips, sampling_rate=self.sampling_rate, return_tensors="pt", **arguments)
         encoded = {"input_features": found[self.front_end.model_input_names[0]].to(device or "cpu")}

@@ -63,11 +63,9 @@ def make_layers(config: XacleDualEncoderConfig, size: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(sizes[-1], 1))
 
 
-def text_vectors(states: torch.Tensor, mask: torch.Tensor, config: XacleDualEncoderConfig) -> torch.Tensor:
-    """Returns one vector `(batch_size, hidden_size)` of a caption's states `(batch_size, sequence_length, ...)`."""
-    if config.text_summary == "first":
-        return states[:, 0]
-    weights = (mask / mask.sum(dim=1, keepdim=True)).to(states.dtype)  # (B, S)
+def masked_mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Returns the mean `(batch_size, size)` of states `(batch_size, N, size)` shown by a mask `(batch_size, N)`."""
+    weights = (mask / mask.sum(dim=1, keepdim=True)).to(states.dtype)
     return (weights[..., None] * states).sum(dim=1)
 
 
@@ -156,9 +154,7 @@ class CrossAttentionJoin(nn.Module):
         hidden = ~mask.bool()
         for audio_layer, text_layer in zip(self.audio_layers, self.text_layers, strict=True):
             audio, text = audio_layer(audio, text, hidden), text_layer(text, audio, None)
-        weights = (mask / mask.sum(dim=1, keepdim=True)).to(text.dtype)
-        means = [audio.mean(dim=1), (weights[..., None] * text).sum(dim=1)]
-        return self.layers(torch.cat(means, dim=-1)).squeeze(-1)
+        return self.layers(torch.cat([audio.mean(dim=1), masked_mean(text, mask)], dim=-1)).squeeze(-1)
 
 
 JOINS = {"cosine": CosineJoin, "mlp": MlpJoin, "bilstm": BiLstmJoin, "cross_attention": CrossAttentionJoin}
@@ -238,7 +234,8 @@ class XacleDualEncoder(XaclePreTrainedModel):
             return outputs.last_hidden_state
         if self.config.text_summary == "pooler":
             return outputs.pooler_output[:, None]
-        return text_vectors(outputs.last_hidden_state, attention_mask, self.config)[:, None]
+        states = outputs.last_hidden_state
+        return states[:, :1] if self.config.text_summary == "first" else masked_mean(states, attention_mask)[:, None]
 
     @can_return_tuple
     def forward(
@@ -282,7 +279,12 @@ class XacleDualEncoder(XaclePreTrainedModel):
         text_features = self.get_text_features(input_ids, attention_mask)
         audio, text = self.projector(audio_features.to(text_features.dtype), text_features)
         with maybe_autocast(audio.device.type, enabled=False):  # in bf16, scores tie
-            logits = self.score_head(audio.float(), text.float(), attention_mask)
+            inputs = (audio.float(), text.float(), attention_mask)
+            weights = {name: weight.float() for name, weight in self.score_head.named_parameters()}
+            if all(weight is own for weight, own in zip(weights.values(), self.score_head.parameters(), strict=True)):
+                logits = self.score_head(*inputs)
+            else:  # after `.half()` and the like
+                logits = torch.func.functional_call(self.score_head, weights, inputs)
         loss = None if labels is None else nn.functional.mse_loss(logits, labels.to(logits.dtype))
         return XacleOutput(loss=loss, logits=logits, scores=self.config.logits_to_scores(logits))
 

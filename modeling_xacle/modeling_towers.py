@@ -103,7 +103,8 @@ class AudioFamily:
         summarize (`Reader`, *optional*): Computes the tower's own vector `(batch_size, hidden_size)` of a clip; by
             default, that is the mean of its states.
         build (callable): Makes an encoder with random weights from its config.
-        untrained (`tuple` of `str`): Parts that the library computes without gradients, even in training.
+        untrained (`tuple` of `str`): How names of weights begin that no gradient reaches, even in training.
+        for_summary (`tuple` of `str`): How names of weights begin on which only `summarize` depends.
         keeps_statistics (`bool`): Whether batch norms keep the statistics that they were trained with: those of a few
             pairs are worse, and differ between processes.
         inside (`tuple` of `str`, *optional*): A model type that has such an encoder in it, and the encoder's attribute
@@ -115,24 +116,29 @@ class AudioFamily:
     summarize: Reader | None = None
     build: Callable[[PreTrainedConfig], PreTrainedModel] = AutoModel.from_config
     untrained: tuple[str, ...] = ()
+    for_summary: tuple[str, ...] = ()
     keeps_statistics: bool = True
     inside: tuple[str, str] | None = None
 
 
+# Of models with feature fusion, for clips that are longer than a window; here, none is.
+CLAP_FUSION = tuple(f"audio_encoder.patch_embed.{part}." for part in ("fusion_model", "mel_conv2d"))
 WHISPER, WAV2VEC2 = "WhisperFeatureExtractor", "Wav2Vec2FeatureExtractor"
 FAMILIES = {
     "xacle_beats": AudioFamily("XacleFeatureExtractor", read_beats, build=BeatsModel),
     "xacle_byola": AudioFamily("ByolaFeatureExtractor", build=ByolaModel, keeps_statistics=False),
-    "xacle_m2d": AudioFamily("M2dFeatureExtractor", summarize=summarize_unmasked, build=M2dModel),
+    "xacle_m2d": AudioFamily(
+        "M2dFeatureExtractor", summarize=summarize_unmasked, build=M2dModel, for_summary=("semantic_",)
+    ),
     "audio-spectrogram-transformer": AudioFamily("ASTFeatureExtractor", read_ast),
     "clap_audio_model": AudioFamily(
-        "ClapFeatureExtractor", read_clap, build=build_clap, inside=("clap", "audio_model")
+        "ClapFeatureExtractor", read_clap, build=build_clap, untrained=CLAP_FUSION, inside=("clap", "audio_model")
     ),
     "pe_audio_encoder": AudioFamily(
         "PeAudioFeatureExtractor",
         read_masked("padding_mask"),
         summarize_masked("padding_mask"),
-        untrained=("embedder.dac_encoder", "embedder.bottleneck"),
+        untrained=("embedder.dac_encoder.", "embedder.bottleneck."),
         inside=("pe_audio", "audio_encoder"),
     ),
     "whisper": AudioFamily(WHISPER, build=build_whisper, inside=("whisper", "encoder")),
@@ -176,14 +182,14 @@ def read_tower(tower: PreTrainedModel, features: torch.Tensor, mask: torch.Tenso
     Returns:
         `torch.Tensor` of shape `(batch_size, num_tokens, hidden_size)`, in the order of time.
     """
-    return audio_family(tower.config).read(tower, features, mask)
+    return audio_family(tower.config).read(tower, features.to(tower.dtype), mask)
 
 
 def summarize_tower(tower: PreTrainedModel, features: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
     """Returns one vector of each clip, `(batch_size, hidden_size)`; arguments as for [`read_tower`]."""
     summarize = audio_family(tower.config).summarize
     if summarize is not None:
-        return summarize(tower, features, mask)
+        return summarize(tower, features.to(tower.dtype), mask)
     return pool_tokens(read_tower(tower, features, mask), 1, mask).squeeze(1)
 
 

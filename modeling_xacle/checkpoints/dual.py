@@ -1,10 +1,21 @@
 """Builds judges with two towers (`xacle init --preset`) from pretrained parts, or from a contrastive model as it is."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoTokenizer, ClapTextModel, PreTrainedModel, PreTrainedTokenizerBase
+from datasets import Dataset
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoConfig,
+    AutoModel,
+    AutoTokenizer,
+    ClapTextModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from ..configuration_byola import ByolaConfig
 from ..configuration_dual import XacleDualEncoderConfig
@@ -14,16 +25,18 @@ from ..modeling_byola import ByolaModel
 from ..modeling_dual import XacleDualEncoder
 from ..processing_dual import XacleDualProcessor
 from .conversion import ConversionError, load_exactly, provenance, save_folder
+from .fingerprints import audio_key
 from .loading import load_model, load_part
 from .log_mel import measure_log_mel
 from .presets import PRESETS
-from .towers import load_tower
+from .towers import load_holder, load_tower
 
 # Contrastive models: the text tower's attribute, the projection, the caption's vector, and where the projections are.
 WHOLE = {
     "clap": ("text_model", "mlp", "pooler", {"audio": "audio_projection", "text": "text_projection"}),
     "pe_audio": ("text_model", "norm_linear", "first", {"audio": "audio_head", "text": "text_audio_head"}),
 }
+WHOLE["pe_audio_video"] = WHOLE["pe_audio"]
 LAYERS = {"mlp": {"linear1": "0", "linear2": "2"}, "norm_linear": {"layer_norm": "0", "proj": "1"}}
 # Tokens that a tokenizer without a limit of its own gives a caption at most.
 LONGEST_CAPTION = 256
@@ -59,8 +72,15 @@ def build_dual(
     if preset not in PRESETS:
         raise ConversionError(f"There is no preset {preset}; there are {', '.join(PRESETS)}.")
     kind = "" if tower is None or Path(tower).is_file() else load_part(AutoConfig, tower).model_type
+    if PRESETS[preset].fields["join"] == "cosine" and (text is not None or kind not in WHOLE):
+        raise ConversionError(
+            f"The preset {preset} takes a contrastive model as it is ({', '.join(WHOLE)}): give it as --tower, without "
+            "--text."
+        )
     if text is None and kind not in WHOLE:
         raise ConversionError(f"{tower or preset}: has no text tower; name one with --text.")
+    if data is not None and tower is not None:
+        raise ConversionError(f"--data {data}: is for a tower that is made anew; leave it out, or leave out --tower.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         audio, extractor = fresh_tower(preset, data) if tower is None else load_tower(tower)
@@ -74,8 +94,9 @@ def build_dual(
         config = XacleDualEncoderConfig(audio_config=audio.config, text_config=encoder.config, **fields)
         model = XacleDualEncoder(config)
     load_exactly(model.audio_tower, audio.state_dict(), str(tower))
-    unused = () if config.text_summary == "pooler" else ("pooler.",)
-    state = {name: value for name, value in encoder.state_dict().items() if not name.startswith(unused or "\0")}
+    state = encoder.state_dict()
+    if config.text_summary != "pooler":
+        state = {name: value for name, value in state.items() if not name.startswith("pooler.")}
     load_exactly(model.language_model, state, str(text or tower))
     for name, layers in parts.items():
         load_exactly(getattr(model.projector, name), layers, str(tower))
@@ -97,9 +118,18 @@ def fresh_tower(preset: str, data: str | Path | None) -> tuple[ByolaModel, Byola
             "with --data."
         )
     extractor = ByolaFeatureExtractor()
-    sounds = {sound["path"]: sound for sound in load_pairs(data, "train")["audio"]}
-    extractor.mel_mean, extractor.mel_std = measure_log_mel(extractor, sounds.values())
+    extractor.mel_mean, extractor.mel_std = measure_log_mel(extractor, distinct_sounds(load_pairs(data, "train")))
     return ByolaModel(ByolaConfig()), extractor
+
+
+def distinct_sounds(rows: Dataset) -> Iterator[dict[str, Any]]:
+    """Yields each sound of a split once."""
+    seen = set()
+    for row in rows.select_columns("audio"):
+        key = audio_key(row["audio"])
+        if key not in seen:
+            seen.add(key)
+            yield row["audio"]
 
 
 def whole_fields(kind: str, parts: dict[str, dict[str, torch.Tensor]]) -> dict[str, Any]:
@@ -115,7 +145,7 @@ def load_whole(
     source: str | Path, kind: str
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, dict[str, dict[str, torch.Tensor]]]:
     """Loads text tower, tokenizer, and the projections' weights, by our names, of a contrastive model."""
-    model = load_model(AutoModel, source, dtype=torch.float32)
+    model = load_holder(source, kind)
     attribute, projection, _, places = WHOLE[kind]
     parts = {}
     for name, place in places.items():
@@ -139,16 +169,17 @@ def load_text_tower(source: str | Path) -> tuple[PreTrainedModel, PreTrainedToke
         ConversionError: It is no text encoder, or comes without a tokenizer.
     """
     config = load_part(AutoConfig, source)
+    kind = type(config)
+    is_decoder = kind in MODEL_FOR_CAUSAL_LM_MAPPING and kind not in MODEL_FOR_MASKED_LM_MAPPING
+    if config.is_encoder_decoder or is_decoder or not hasattr(config, "vocab_size"):
+        raise ConversionError(f"{source}: a model of type {config.model_type}, which is no text encoder (as BERT is).")
     model_class = ClapTextModel if config.model_type == "clap_text_model" else AutoModel
     encoder = load_model(model_class, source, dtype=torch.float32)
     try:
         tokenizer = load_part(AutoTokenizer, source)
     except ValueError as error:
         raise ConversionError(f"{source}: has no tokenizer, which a text tower needs; save it there.") from error
-    if not hasattr(config, "vocab_size") or encoder.get_input_embeddings() is None:
-        raise ConversionError(f"{source}: a model of type {config.model_type}, which is no text encoder.")
-    config = encoder.config
-    config._name_or_path = provenance(str(source))
+    encoder.config._name_or_path = provenance(str(source))
     return encoder, tokenizer
 
 

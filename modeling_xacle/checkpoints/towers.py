@@ -3,7 +3,15 @@
 from pathlib import Path
 
 import torch
-from transformers import MODEL_MAPPING, AutoConfig, AutoFeatureExtractor, AutoModel, ClapAudioModel, PreTrainedModel
+from transformers import (
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModel,
+    ClapAudioModel,
+    PeAudioModel,
+    PreTrainedModel,
+)
 from transformers.utils import logging
 
 from ..configuration_xacle import BeatsConfig
@@ -53,13 +61,21 @@ def _load_beats(source: str | Path) -> tuple[BeatsModel, XacleFeatureExtractor]:
 def _load_encoder(source: str | Path, kind: str) -> PreTrainedModel:
     """Loads an encoder, or the encoder in a model of this type."""
     inside = {family.inside[0]: family.inside[1] for family in FAMILIES.values() if family.inside}
+    inside["pe_audio_video"] = inside["pe_audio"]
     if kind not in (*FAMILIES, *inside):
         raise ConversionError(
             f"{source} holds a {kind} model; an audio tower is one of {', '.join(sorted({*FAMILIES, *inside}))}."
         )
+    return getattr(load_holder(source, kind), inside[kind]) if kind in inside else load_holder(source, kind)
+
+
+def load_holder(source: str | Path, kind: str) -> PreTrainedModel:
+    """Loads a model of a type in fp32; of PE-AV's models for sounds and pictures, the part for sounds and text."""
+    if kind == "pe_audio_video":
+        config = load_part(AutoConfig, source).audio_config
+        return load_model(PeAudioModel, source, config=config, dtype=torch.float32)
     is_automatic = type(load_part(AutoConfig, source)) in MODEL_MAPPING
-    model = load_model(AutoModel if is_automatic else ClapAudioModel, source, dtype=torch.float32)
-    return getattr(model, inside[kind]) if kind in inside else model
+    return load_model(AutoModel if is_automatic else ClapAudioModel, source, dtype=torch.float32)
 
 
 def _load_extractor(source: str | Path, tower: PreTrainedModel) -> WindowFeatureExtractor:

@@ -261,7 +261,7 @@ class LanguageModelPipeline(JudgePipeline):
     def _conversation(self, waveform: torch.Tensor, question: str) -> list[dict[str, Any]]:
         """Returns what a user says who shows a sound `(samples,)` and asks a question."""
         shortest = round(SHORTEST_SOUND * self.processor.feature_extractor.sampling_rate)
-        sound = pad(waveform, (0, max(0, shortest - len(waveform)))).numpy()
+        sound = pad(waveform, (0, max(0, shortest - len(waveform)))).cpu().numpy()
         return [{"role": "user", "content": [{"type": "audio", "audio": sound}, {"type": "text", "text": question}]}]
 
     def _next_logits(self, inputs: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -30,6 +30,8 @@ def choose_trained(model: PreTrainedModel, stage: StageArguments) -> nn.Module:
     modules = [part for part in stage.train if part != "special_tokens"]
     config = inner.config
     special_ids = []
+    if "special_tokens" in stage.train and not hasattr(config, "score_token_id"):
+        raise ValueError("--train special_tokens: a judge with two towers has none; leave them out.")
     if "special_tokens" in stage.train and "language_model" not in stage.train:
         special_ids = [config.audio_start_token_id, config.audio_end_token_id, config.score_token_id]
     model.requires_grad_(False)
@@ -44,8 +46,13 @@ def choose_trained(model: PreTrainedModel, stage: StageArguments) -> nn.Module:
             inner.lm_head.requires_grad_(True)  # where it is not tied to the embeddings
         if special_ids:
             train_rows(inner.get_input_embeddings().weight, special_ids)
-    for part in audio_family(config.audio_config).untrained:
-        inner.audio_tower.get_submodule(part).requires_grad_(False)
+    family = audio_family(config.audio_config)
+    unreached = family.untrained + (() if getattr(config, "takes_summary", False) else family.for_summary)
+    for name, weight in inner.audio_tower.named_parameters():
+        if name.startswith(unreached):
+            weight.requires_grad_(False)
+    if not any(weight.requires_grad for weight in model.parameters()):
+        raise ValueError(f"--train {' '.join(stage.train)}: these parts of the model have no weights; name others.")
     return model
 
 

@@ -27,10 +27,11 @@ def read_ratings(rows: Dataset) -> pd.DataFrame:
 
 
 def are_near_another(ratings: pd.DataFrame, distance: float) -> pd.Series:
-    """Returns for each rating whether it is at most so many points from another of its row."""
+    """Returns for each rating whether it is at most so many points from another of its row, or has no other."""
     ordered = ratings.sort_values(["row", "rating"]).groupby("row")["rating"]
     gaps = pd.concat([ordered.diff(), -ordered.diff(-1)], axis=1)  # to the next lower and the next higher
-    return (gaps.min(axis=1) <= distance).reindex(ratings.index)
+    nearest = gaps.min(axis=1)  # NaN of a rating that is alone in its row, from which nothing is far
+    return ((nearest <= distance) | nearest.isna()).reindex(ratings.index)
 
 
 def listener_agreement(ratings: pd.DataFrame, fewest_rows: int) -> pd.Series:

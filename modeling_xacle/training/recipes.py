@@ -356,7 +356,7 @@ def preset_settings(stage: int, model: str) -> dict[str, Any]:
     except (ValueError, OSError):  # told when the model is loaded
         return {}
     name = config.get("preset") if isinstance(config, dict) else None
-    if stage == 1 or name not in PRESETS:
+    if stage == 1 or not isinstance(name, str) or name not in PRESETS:
         return {}
     logger.info(f"{model}: trained by the settings of the preset {name}, where no other are given.")
     return PRESETS[name].settings

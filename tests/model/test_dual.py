@@ -23,6 +23,7 @@ from modeling_xacle.scoring import load_scorer
 from modeling_xacle.training.recipes import parse_arguments
 
 BEATS = PARITY / "beats.pt"
+CROSS = ["--preset", "beats-cross-attention", "--tower", BEATS]
 SMALL = {"projection_size": 16, "num_attention_heads": 2, "num_attention_layers": 1, "lstm_size": 8, "join_sizes": [12]}
 JOINS = {
     "cosine": {"projection": "linear"},
@@ -278,7 +279,8 @@ def test_configurations_that_cannot_be_are_refused(fields, message):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--preset", "clap", "--tower", BEATS], 1, "has no text tower; name one with --text"),
+        (["--preset", "beats-cross-attention", "--tower", BEATS], 1, "has no text tower; name one with --text"),
+        (["--preset", "clap", "--tower", BEATS], 1, "takes a contrastive model as it is (clap, pe_audio"),
         (
             ["--preset", "none", "--tower", BEATS, "--text", "TEXT"],
             1,
@@ -289,8 +291,9 @@ def test_configurations_that_cannot_be_are_refused(fields, message):
             1,
             "a xacle_byola tower, not xacle_beats",
         ),
-        (["--preset", "clap", "--tower", BEATS, "--text", PARITY / "llm"], 0, ""),
-        (["--preset", "clap", "--tower", BEATS, "--text", BEATS], 1, "is a file; name the model's folder"),
+        ([*CROSS, "--text", PARITY / "llm"], 1, "a model of type qwen2, which is no text encoder"),
+        ([*CROSS, "--text", BEATS], 1, "is a file; name the model's folder"),
+        ([*CROSS, "--text", "TEXT", "--data", "x"], 1, "--data x: is for a tower that is made anew"),
         (["--preset", "clap", "--tower", BEATS, "--text", "TEXT", "--llm", "x"], 2, "give either --llm, or --preset"),
         (["--tower", BEATS], 2, "give either --llm, or --preset"),
     ],
@@ -299,6 +302,31 @@ def test_parts_that_do_not_fit_are_refused_in_a_sentence(arguments, code, messag
     arguments = [text if argument == "TEXT" else argument for argument in arguments]
     told = xacle("init", *arguments, "-o", tmp_path / "model", expect=code)
     assert message in " ".join(told.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(
+    ("join", "train", "message"),
+    [
+        ("cosine", "score_head", "these parts of the model have no weights"),
+        ("mlp", "special_tokens", "a judge with two towers has none"),
+    ],
+)
+def test_parts_that_there_are_not_are_not_trained(join, train, message, folders, pairs, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        run_stage.main(
+            command(3, pairs, folders[join], tmp_path, "--train", train, "--mask_mel_bins", 0, "--mask_frames", 0)
+        )
+
+
+@pytest.mark.parametrize("join", JOINS)
+def test_a_judge_in_half_precision_scores_nearly_as_in_full(join, folders):
+    processor = AutoProcessor.from_pretrained(folders[join])
+    batch = processor(text=CAPTIONS[:3], audio=CLIPS)
+    with torch.inference_mode():
+        full = AutoModel.from_pretrained(folders[join]).eval()(**batch)
+        half = AutoModel.from_pretrained(folders[join]).eval().to(torch.bfloat16)(**batch)
+    assert half.logits.dtype == torch.float32
+    torch.testing.assert_close(half.scores, full.scores, atol=0.5, rtol=0)
 
 
 def test_two_towers_write_no_captions(folders, pairs, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ from modeling_xacle.modeling_towers import FAMILIES, pool_tokens, read_tower
 from modeling_xacle.processing_xacle import check_agreement
 from modeling_xacle.training.collators import SpecAugment
 from modeling_xacle.training.feature_cache import AudioFeatureCache
+from modeling_xacle.training.freezing import choose_trained
 
 LLM = str(PARITY / "llm")
 RATE = 16000
@@ -114,6 +116,30 @@ def test_silence_behind_a_sound_is_heard_only_where_the_tower_tells_no_padding(k
         states = read_tower(model.audio_tower, inputs["input_features"], mask)
         sound = states[:, : int(np.ceil(int(mask.sum()) * states.shape[1] / mask.shape[1]))]
         torch.testing.assert_close(model.get_audio_features(**inputs), pool_tokens(sound, kept))
+
+
+@pytest.mark.parametrize("kind", TOWERS)
+def test_every_tower_hears_in_bfloat16(kind, folders, clips):
+    processor = AutoProcessor.from_pretrained(folders[kind])
+    inputs = processor.feature_extractor(clips[1])
+    with torch.inference_mode():
+        full, low = (
+            AutoModel.from_pretrained(folders[kind], dtype=dtype).eval().get_audio_features(**inputs)
+            for dtype in (torch.float32, torch.bfloat16)
+        )
+    assert low.dtype == torch.bfloat16
+    assert torch.nn.functional.cosine_similarity(full.flatten(), low.float().flatten(), dim=0) > 0.9
+
+
+def test_every_weight_of_a_trained_tower_gets_a_gradient(folders, clips):
+    for kind, folder in folders.items():
+        model, processor = AutoModel.from_pretrained(folder).train(), AutoProcessor.from_pretrained(folder)
+        model.audio_tower.config.layerdrop = 0.0  # else wav2vec 2.0 and its kin leave out layers at random
+        stage = SimpleNamespace(train=["audio_tower"], lora_rank=0, stage=3, caption_weight=0)
+        choose_trained(model, stage)
+        model.get_audio_features(**processor.feature_extractor(clips[:2])).sum().backward()
+        without = [name for name, weight in model.named_parameters() if weight.requires_grad and weight.grad is None]
+        assert all("masked_spec_embed" in name for name in without), (kind, without)  # of wav2vec 2.0's own masks
 
 
 STRANGER = """
