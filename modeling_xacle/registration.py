@@ -23,6 +23,7 @@ from .configuration_dual import XacleDualEncoderConfig
 from .configuration_xacle import BeatsConfig, XacleConfig
 from .feature_extraction_towers import XacleTowerFeatureExtractor
 from .feature_extraction_xacle import XacleFeatureExtractor
+from .judges.ensemble import XacleEnsemble, XacleEnsembleConfig, XacleEnsembleProcessor
 from .modeling_beats import BeatsForAudioClassification, BeatsModel
 from .modeling_captioning import XacleForConditionalGeneration
 from .modeling_dual import XacleDualEncoder
@@ -44,6 +45,10 @@ AutoModelForMultimodalLM.register(XacleConfig, XacleForConditionalGeneration)
 AutoProcessor.register(XacleConfig, XacleProcessor)
 AutoModel.register(XacleDualEncoderConfig, XacleDualEncoder)
 AutoProcessor.register(XacleDualEncoderConfig, XacleDualProcessor)
+# Ensembles stay at home: their folders name members, and bring no code for strangers.
+AutoConfig.register(XacleEnsembleConfig.model_type, XacleEnsembleConfig)
+AutoModel.register(XacleEnsembleConfig, XacleEnsemble)
+AutoProcessor.register(XacleEnsembleConfig, XacleEnsembleProcessor)
 BeatsModel.register_for_auto_class("AutoModel")
 BeatsForAudioClassification.register_for_auto_class("AutoModelForAudioClassification")
 XacleModel.register_for_auto_class("AutoModel")
