@@ -61,7 +61,7 @@ ROOMS = {
     "evaluation": {"checkpoints", "data"},
     "training": {"checkpoints", "data", "evaluation", "speed"},
     "scoring": {"checkpoints", "data", "judges"},
-    "cli": {"checkpoints", "data", "evaluation", "scoring"},
+    "cli": {"checkpoints", "data", "evaluation", "scoring", "training"},
 }
 
 

@@ -77,3 +77,10 @@ def gate_loss(
     shares = gate.shares(scores, features)
     entropy = torch.special.entr(shares).sum(dim=1).mean()
     return loss(gate(scores, features) / 5 - 1, targets / 5 - 1) + ENTROPY_WEIGHT * entropy
+
+
+@torch.inference_mode()
+def apply_gate(gate: Gate, scores: np.ndarray, features: np.ndarray) -> np.ndarray:
+    """Combines scores `(num_members, N)`, given audio features `(N, feature_size)`: `(N,)`."""
+    combined = gate(*(torch.as_tensor(values, dtype=torch.float32) for values in (scores.T, features)))
+    return combined.double().numpy()

@@ -15,11 +15,12 @@ from transformers import AutoConfig
 
 from ..checkpoints.loading import load_part
 from ..checkpoints.provenance import commit_of
-from ..data.columns import SCORE_RANGE
+from ..data.columns import REFERENCE_COLUMNS, SCORE_RANGE, SOURCE_COLUMNS, find_column
 from ..data.files import check_outputs, is_free, saving, whole_folder
 from ..data.sources import Clip, PairSource
-from ..judges.ensemble import ENSEMBLE, XacleEnsemble, XacleEnsembleConfig
+from ..judges.ensemble import ENSEMBLE, WeightedSum, XacleEnsemble, XacleEnsembleConfig
 from ..judges.ensemble_pipeline import EnsemblePipeline
+from ..judges.gate import apply_gate, fit_gate
 from ..judges.judge_pipeline import JudgePipeline
 from ..judges.loading import load_scorer, member_fingerprint
 from .groups import ClipLoader, PassSize, groups_of
@@ -27,6 +28,33 @@ from .options import TableOptions
 
 OWN_SCALE = "0-10"
 COPIES = "members"  # folder of copied members in the ensemble's
+METHODS = {
+    "mean": "the mean of their scores",
+    "zscore": "the mean of their standardised scores",
+    "nnls": "non-negative least squares",
+    "gate": "a gate that weighs them for each pair",
+}
+CARD = """---
+tags:
+- audio-text-alignment
+- audio
+---
+
+# Ensemble for audio-text alignment
+
+Scores how well a sound matches a caption, by {method}. It is loaded where modeling-xacle is installed, and its members
+where they are.
+
+| member | model | revision | scale | weight |
+|---|---|---|---|---|
+{members}
+
+Fitted on {fitted_on}. Each figure below is of scores by a rule that was fitted without the clip, or without the
+generator; the rule that is stored was fitted on all pairs. The best member was chosen on the same pairs.
+
+```text
+{figures}```
+"""
 
 
 class MemberScores(NamedTuple):
@@ -59,8 +87,9 @@ def join_members(models: Sequence[str | Path], device: str | torch.device = "cpu
     if len(set(names)) < max(2, len(names)):
         raise ValueError(f"{', '.join(map(str, models))}: an ensemble takes at least 2 models, each named once.")
     short = [Path(name).name for name in names]
+    are_plain = len(set(short)) == len(short) and "ensemble" not in short  # reports name the ensemble so
     members, scorers = [], []
-    for name, called in zip(names, short if len(set(short)) == len(short) else names, strict=True):
+    for name, called in zip(names, short if are_plain else names, strict=True):
         if load_part(AutoConfig, name).model_type == ENSEMBLE:
             raise ValueError(f"{name}: is an ensemble itself; name its members instead.")
         scorer, revision = load_scorer(name, "cpu"), commit_of(name)
@@ -143,13 +172,14 @@ def _check_rows(pairs: PairSource, loaded: list[tuple[int, Clip, Any, list[str |
         raise ValueError(f"{pairs.name}, line {row.line}: {reason} A fit leaves no row out.")
 
 
-def read_ratings(pairs: PairSource, column: str) -> np.ndarray:
+def read_ratings(pairs: PairSource, column: str | None = None) -> np.ndarray:
     """
-    Returns the mean ratings `(N,)` in a column of a table.
+    Returns the mean ratings `(N,)` of a table's pairs, by default from the first of `REFERENCE_COLUMNS` that is there.
 
     Raises:
-        ValueError: A value is no number from 0 to 10.
+        ValueError: There is no such column, or a value is no number from 0 to 10.
     """
+    column = find_column(pairs.columns, [column] if column else REFERENCE_COLUMNS, pairs.name)
     low, high = SCORE_RANGE
     ratings = []
     for line, row in pairs.rows():
@@ -161,6 +191,56 @@ def read_ratings(pairs: PairSource, column: str) -> np.ndarray:
             raise ValueError(f"{pairs.name}, line {line}: {column} is {row[column]!r}, not a rating from 0 to 10.")
         ratings.append(rating)
     return np.array(ratings)
+
+
+def read_generators(pairs: PairSource) -> list[str]:
+    """
+    Returns what made each clip of a table, from its column `source` or `model_id`.
+
+    Raises:
+        ValueError: There is no such column, or a pair has none.
+    """
+    column = find_column(pairs.columns, SOURCE_COLUMNS, pairs.name)
+    generators = [(line, str(row[column] or "").strip()) for line, row in pairs.rows()]
+    missing = next((line for line, generator in generators if not generator), None)
+    if missing is not None:
+        raise ValueError(f"{pairs.name}, line {missing}: {column} is empty, so the clip's generator is not known.")
+    return [generator for _, generator in generators]
+
+
+def make_sum(align: EnsemblePipeline, weights: np.ndarray, offset: float) -> WeightedSum:
+    """Returns a weighted sum as a rule for an ensemble's members: `weights` are of shape `(num_members,)`."""
+    rule = WeightedSum(align.model.config)
+    rule.load_state_dict({"weights": torch.tensor(weights).float(), "offset": torch.tensor(offset).float()})
+    return rule
+
+
+def check_new(output: str | Path, models: Sequence[str | Path]) -> None:
+    """Refuses a folder that exists, or lies in a member's or the other way round."""
+    if not is_free(Path(output)):
+        raise ValueError(f"{output}: exists already; choose another output.")
+    check_outputs([output], [model for model in models if Path(model).is_dir()])
+
+
+def ensemble_card(align: EnsemblePipeline, method: str, rule: torch.nn.Module, fitted_on: str, figures: str) -> str:
+    """
+    Returns the text of an ensemble's README.md.
+
+    Args:
+        align (`EnsemblePipeline`): The members.
+        method (`str`): How the rule came about.
+        rule (`torch.nn.Module`): A [`WeightedSum`], whose weights are told, or a [`Gate`].
+        fitted_on (`str`): The name of the table, and how many pairs and clips it has.
+        figures (`str`): What was measured out of fold.
+    """
+    weights = [""] * len(align.members)
+    if isinstance(rule, WeightedSum):
+        weights = [f"{weight:.4g}" for weight in rule.weights.tolist()]
+    lines = [
+        f"| {member['name']} | {member['model']} | {member['revision'] or ''} | {member['scale']} | {weight} |"
+        for member, weight in zip(align.model.config.members, weights, strict=True)
+    ]
+    return CARD.format(method=METHODS[method], members="\n".join(lines), fitted_on=fitted_on, figures=figures)
 
 
 def save_ensemble(
@@ -181,11 +261,8 @@ def save_ensemble(
     Raises:
         ValueError: The output exists, or is a member.
     """
-    output, config = Path(output).absolute(), align.model.config
-    if not is_free(output):
-        raise ValueError(f"{output}: exists already; choose another output.")
-    check_outputs([output], [member["model"] for member in config.members if Path(member["model"]).is_dir()])
-    members = [dict(member) for member in config.members]
+    output, members = Path(output).absolute(), [dict(member) for member in align.model.config.members]
+    check_new(output, [member["model"] for member in members])
     with whole_folder(output) as partial, saving(partial):
         for number, member in enumerate(members):
             if copies and Path(member["model"]).is_dir():
@@ -200,3 +277,20 @@ def save_ensemble(
         model.rule.load_state_dict(rule.state_dict())
         model.save_pretrained(partial)
         (partial / "README.md").write_text(card, encoding="utf-8")
+
+
+__all__ = [
+    "OWN_SCALE",
+    "MemberScores",
+    "apply_gate",
+    "check_new",
+    "check_scales",
+    "ensemble_card",
+    "fit_gate",
+    "join_members",
+    "make_sum",
+    "read_generators",
+    "read_ratings",
+    "save_ensemble",
+    "score_members",
+]
