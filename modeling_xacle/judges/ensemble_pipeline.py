@@ -86,6 +86,11 @@ class EnsemblePipeline(AudioTextAlignmentPipeline):
                 self.members[number].model.audio_tower = self.members[first].model.audio_tower
         return towers
 
+    @property
+    def hears(self) -> bool:
+        """Whether the rule, or a fit, takes audio features."""
+        return self.collects or self.model.config.method == "gate"
+
     def tokenize(self, caption: str) -> tuple[list[Any], list[str]]:
         """Returns what each member needs of a caption, and their notes; errors as the members'."""
         sequences, notes = zip(*(member.tokenize(caption) for member in self.members), strict=True)
@@ -175,7 +180,8 @@ class EnsemblePipeline(AudioTextAlignmentPipeline):
 
         Returns:
             Each member's scores, `(num_windows, num_captions)` for each input; and each tower's features, the mean of
-            its states, `(num_windows, hidden_size)` for each input. Judges have none.
+            its states, `(num_windows, hidden_size)` for each input. Judges have none, and where nothing hears them,
+            none are made.
         """
         members = {member: self.members[member] for member in own}
         lead = next(iter(own))
@@ -185,7 +191,7 @@ class EnsemblePipeline(AudioTextAlignmentPipeline):
             return {number: member._forward(own[number], pass_size) for number, member in members.items()}, []
         windows = {member: windows_of(items) for member, items in own.items()}
         scores: dict[int, list[torch.Tensor]] = {member: [] for member in own}
-        vectors: list[list[torch.Tensor]] = [[] for _ in self.towers[number]]
+        vectors: list[list[torch.Tensor]] = [[] for _ in self.towers[number] if self.hears]
         with ExitStack() as stack:
             for member in members.values():
                 stack.enter_context(member.ready())
@@ -193,9 +199,10 @@ class EnsemblePipeline(AudioTextAlignmentPipeline):
                 chosen = slice(start, start + pass_size)
                 features = members[lead].features(windows[lead][chosen])
                 mask = features.get("input_features_mask")
-                for tower, vector in zip(self.towers[number], vectors, strict=True):
+                for place, tower in enumerate(self.towers[number]):
                     states = members[tower[0]].model.read_audio(**features)  # -> (W, S, D)
-                    vector.append(pool_tokens(states, 1, mask).squeeze(1).float())
+                    if self.hears:
+                        vectors[place].append(pool_tokens(states, 1, mask).squeeze(1).float())
                     for member in tower:
                         audio_features = members[member].model.pool_audio(states, mask)  # -> (W, N, D)
                         part = members[member].score_windows(windows[member][chosen], audio_features, pass_size)

@@ -122,6 +122,12 @@ def member_fingerprint(scorer: AudioTextAlignmentPipeline, model: str | Path, re
     return digest_of([weights, config, processor_settings(scorer.processor)])
 
 
+def check_member(model: str | Path, revision: str | None = None) -> None:
+    """Raises `ValueError` if a model, given as for [`load_scorer`], is an ensemble, which cannot be in another."""
+    if load_part(AutoConfig, model, revision).model_type == ENSEMBLE:
+        raise ValueError(f"{model}: is an ensemble itself; name its members instead.")
+
+
 def load_members(
     folder: str | Path, config: XacleEnsembleConfig, dtype: str = "float32"
 ) -> list[AudioTextAlignmentPipeline]:
@@ -141,6 +147,7 @@ def load_members(
         inside = Path(folder) / member["model"]
         model, revision = (inside if inside.is_dir() else member["model"]), member.get("revision")
         try:
+            check_member(model, revision)
             scorer = load_scorer(model, "cpu", dtype, revision)
         except ValueError as error:
             raise ValueError(f"{folder}: a member cannot be loaded. {error}") from error

@@ -11,18 +11,16 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from transformers import AutoConfig
 
-from ..checkpoints.loading import load_part
 from ..checkpoints.provenance import commit_of
 from ..data.columns import REFERENCE_COLUMNS, SCORE_RANGE, SOURCE_COLUMNS, find_column
 from ..data.files import check_outputs, is_free, saving, whole_folder
 from ..data.sources import Clip, PairSource
-from ..judges.ensemble import ENSEMBLE, WeightedSum, XacleEnsemble, XacleEnsembleConfig
+from ..judges.ensemble import WeightedSum, XacleEnsemble, XacleEnsembleConfig
 from ..judges.ensemble_pipeline import EnsemblePipeline
 from ..judges.gate import apply_gate, fit_gate
 from ..judges.judge_pipeline import JudgePipeline
-from ..judges.loading import load_scorer, member_fingerprint
+from ..judges.loading import check_member, load_scorer, member_fingerprint
 from .groups import ClipLoader, PassSize, groups_of
 from .options import TableOptions
 
@@ -90,8 +88,7 @@ def join_members(models: Sequence[str | Path], device: str | torch.device = "cpu
     are_plain = len(set(short)) == len(short) and "ensemble" not in short  # reports name the ensemble so
     members, scorers = [], []
     for name, called in zip(names, short if are_plain else names, strict=True):
-        if load_part(AutoConfig, name).model_type == ENSEMBLE:
-            raise ValueError(f"{name}: is an ensemble itself; name its members instead.")
+        check_member(name)
         scorer, revision = load_scorer(name, "cpu"), commit_of(name)
         scale = scorer.settings["scale"] if isinstance(scorer, JudgePipeline) else OWN_SCALE
         fingerprint = member_fingerprint(scorer, name, revision)

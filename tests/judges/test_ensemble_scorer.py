@@ -8,7 +8,8 @@ import pytest
 import soundfile
 import torch
 from conftest import PARITY
-from teachers import CAPTIONS, make_clip, make_tokenizer, save_teacher
+from language_models import save_language_model
+from teachers import CAPTIONS, make_clip, make_tokenizer, save_pe_teacher, save_teacher
 from transformers import AutoModel, BertConfig, BertModel, pipeline
 
 from modeling_xacle import XacleModel, waveforms_xacle
@@ -248,6 +249,25 @@ def test_one_member_alone_or_twice_is_refused(chosen, members):
 def test_an_ensemble_in_an_ensemble_is_refused(folder, members):
     with pytest.raises(ValueError, match="is an ensemble itself; name its members instead"):
         join_members([folder, members[0]])
+
+
+def test_an_ensemble_that_was_made_to_name_itself_is_refused(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "ensemble")
+    config = json.loads((folder / "config.json").read_text())
+    config["members"][0]["model"] = str(tmp_path / "ensemble")
+    (tmp_path / "ensemble" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"a member cannot be loaded.*is an ensemble itself"):
+        load_scorer(tmp_path / "ensemble", "cpu")
+
+
+def test_judges_of_every_kind_can_be_members(members, tmp_path):
+    save_pe_teacher(tmp_path / "pe")
+    save_language_model(tmp_path / "asked")
+    chosen = [members[0], tmp_path / "pe", tmp_path / "asked"]
+    align = load_scorer(save_sum(tmp_path / "ensemble", chosen), "cpu")
+    pairs = [{"audio": clip, "text": text} for clip, text in zip(CLIPS[:2], CAPTIONS, strict=False)]
+    np.testing.assert_allclose(scores(align(pairs)), expected(chosen, pairs), atol=1e-4)
+    assert [member["scale"] for member in align.model.config.members] == ["0-10", "cosine", "yes / (yes + no)"]
 
 
 def test_a_mean_of_different_scales_is_refused(members):
