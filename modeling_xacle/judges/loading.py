@@ -156,5 +156,6 @@ def load_members(
                 f"{folder}: the member {member['model']} has changed since the ensemble was made; put it back, or fit "
                 "the ensemble anew."
             )
+        member["model"] = str(model)  # wherever the configuration is saved next
         scorers.append(scorer)
     return scorers

@@ -40,15 +40,17 @@ tags:
 
 # Ensemble for audio-text alignment
 
-Scores how well a sound matches a caption, by {method}. It is loaded where modeling-xacle is installed, and its members
-where they are.
+Scores how well a sound matches a caption: the scores of several models, combined by
+{method}. It is loaded where modeling-xacle is installed, and its members where they are.
+Each keeps its own licence.
 
 | member | model | revision | scale | weight |
 |---|---|---|---|---|
 {members}
 
-Fitted on {fitted_on}. Each figure below is of scores by a rule that was fitted without the clip, or without the
-generator; the rule that is stored was fitted on all pairs. The best member was chosen on the same pairs.
+Fitted on {fitted_on}.
+Each figure of the ensemble below is of scores by a rule that was fitted without the clip, or without the generator; the
+rule that is stored was fitted on all pairs. The best member was chosen on the same pairs.
 
 ```text
 {figures}```

@@ -206,7 +206,10 @@ def test_copied_members_make_a_folder_that_can_be_moved(members, tmp_path):
     (tmp_path / "ensemble").rename(tmp_path / "elsewhere")
     config = json.loads((tmp_path / "elsewhere" / "config.json").read_text())
     assert [member["model"] for member in config["members"]] == ["members/0", "members/1"]
-    assert load_scorer(tmp_path / "elsewhere", "cpu")({"audio": CLIPS[0], "text": "a dog"}) == before
+    align = load_scorer(tmp_path / "elsewhere", "cpu")
+    assert align({"audio": CLIPS[0], "text": "a dog"}) == before
+    align.save_pretrained(tmp_path / "names them")
+    assert load_scorer(tmp_path / "names them", "cpu")({"audio": CLIPS[0], "text": "a dog"}) == before
 
 
 def test_saving_a_loaded_ensemble_saves_no_member(folder, tmp_path):
