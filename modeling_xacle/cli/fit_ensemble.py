@@ -31,9 +31,9 @@ def fit_ensemble(
     audio_dir: AudioDir = None,
     split: Split = None,
     folds: Annotated[int, typer.Option(min=2, help="Parts that the clips are split into for judging the fit.")] = 5,
-    leave_generator_out: Annotated[
+    unseen_generators: Annotated[
         bool,
-        typer.Option("--leave-generator-out", help="Also judge each generator (source, model_id) by a fit without it."),
+        typer.Option("--unseen-generators", help="Also judge each generator (source, model_id) by a fit without it."),
     ] = False,
     copy_members: Annotated[
         bool, typer.Option("--copy-members", help="Copy the members' folders into the ensemble's.")
@@ -50,7 +50,7 @@ def fit_ensemble(
     scoring.check_new(output, model)
     source = data.PairSource(pairs, audio_column, text_column, audio_dir, split)
     targets = scoring.read_ratings(source, reference_column)
-    generators = scoring.read_generators(source) if leave_generator_out else None
+    generators = scoring.read_generators(source) if unseen_generators else None
     align = scoring.join_members(model, device)
     if method == "mean":
         scoring.check_scales(align.model.config)

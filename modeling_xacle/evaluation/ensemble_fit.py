@@ -143,7 +143,7 @@ def generator_folds(generators: Sequence[str]) -> np.ndarray:
     """Returns a fold `(N,)` for each generator, as integers; raises `ValueError` if there are fewer than two."""
     names, folds = np.unique(np.array(list(map(str, generators))), return_inverse=True)
     if len(names) < 2:
-        raise ValueError(f"All pairs are of one generator ({names[0]}): leave out --leave-generator-out.")
+        raise ValueError(f"All pairs are of one generator ({names[0]}): leave out --unseen-generators.")
     return folds
 
 

@@ -46,7 +46,7 @@ def rows_of(world):
 
 
 def test_weights_are_those_of_all_pairs_and_figures_are_out_of_fold(world, tmp_path, xacle):
-    told = run(xacle, world, tmp_path / "e", "--folds", 4, "--resamples", 50, "--leave-generator-out", "--json")
+    told = run(xacle, world, tmp_path / "e", "--folds", 4, "--resamples", 50, "--unseen-generators", "--json")
     report, rows = json.loads(told), rows_of(world)
     pairs = [{"audio": str(world / row["wav_file_name"]), "text": row["text"]} for row in rows]
     targets = np.array([float(row["average_score"]) for row in rows])
@@ -130,4 +130,4 @@ def test_a_pair_without_a_generator_is_named(world, tmp_path, xacle):
     text = (world / "pairs.csv").read_text().replace("generator 1", "", 1)
     (world / "gaps.csv").write_text(text)
     command = ["fit-ensemble", world / "gaps.csv", *members(world, "clap", "other"), "-o", tmp_path / "e"]
-    assert "line 4: model_id is empty" in xacle(*command, "--leave-generator-out", expect=1)
+    assert "line 4: model_id is empty" in xacle(*command, "--unseen-generators", expect=1)
