@@ -135,6 +135,8 @@ def load_waveform(
         TypeError: Not a kind of audio listed above.
     """
     decoded = audio if isinstance(audio, DecodedAudio) else DecodedAudio(audio, sampling_rate, max_seconds)
+    if (math.inf if max_seconds is None else max_seconds) > decoded.max_seconds < decoded.total_seconds:
+        raise ValueError(f"{decoded.name}: only the first {decoded.max_seconds:g} s of it were read.")
     waveform, notes = decoded.at(target_sampling_rate)
     if max_seconds is not None and decoded.total_seconds > max_seconds:
         length = f"{decoded.total_seconds:.6g} s" if decoded.total_seconds < math.inf else "unknown length"
@@ -153,6 +155,8 @@ class DecodedAudio:
         max_seconds (`float`, *optional*): The most of the beginning that will be asked for.
 
     Attributes:
+        name (`str`): Its path or kind, for messages.
+        max_seconds (`float`): The most that was read.
         total_seconds (`float`): Length of the whole, also if less of it was read.
 
     Raises:
@@ -161,6 +165,7 @@ class DecodedAudio:
 
     def __init__(self, audio: Any, sampling_rate: int | None = None, max_seconds: float | None = None):
         self.name, self._waveforms = _name_of(audio), {}
+        self.max_seconds = math.inf if max_seconds is None else max_seconds
         with _told_as_os_errors(self.name):
             self._samples, self._rate, self.total_seconds = _read(self.name, audio, sampling_rate, max_seconds)
             _check_samples(self.name, self._samples)

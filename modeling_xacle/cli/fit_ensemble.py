@@ -51,6 +51,8 @@ def fit_ensemble(
     source = data.PairSource(pairs, audio_column, text_column, audio_dir, split)
     targets = scoring.read_ratings(source, reference_column)
     generators = scoring.read_generators(source) if unseen_generators else None
+    if generators is not None:
+        evaluation.generator_folds(generators)  # a single one is told before hours of scoring
     align = scoring.join_members(model, device)
     if method == "mean":
         scoring.check_scales(align.model.config)

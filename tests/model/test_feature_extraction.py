@@ -382,6 +382,8 @@ def test_decoded_audio_is_read_once_and_loads_as_its_file_does(rate, monkeypatch
             torch.testing.assert_close(found, waveform, atol=1e-6, rtol=0)
             assert told == notes
     assert len(reads) == 1
+    with pytest.raises(ValueError, match=r"c_44k_stereo_12s.wav: only the first 3 s of it were read"):
+        load_waveform(DecodedAudio(file, max_seconds=3.0), None, rate, 10.0)
     beginning, told = load_waveform(DecodedAudio(file, max_seconds=3.0), None, rate, 3.0)
     torch.testing.assert_close(beginning, plain[3.0][0], atol=1e-6, rtol=0)
     assert told == plain[3.0][1] and told[-1] == "cut: 12.3 s to 3 s"
