@@ -1,5 +1,6 @@
 """Fits the gate of an ensemble: a small MLP that weighs the members for each pair."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -10,7 +11,8 @@ from .ensemble import Gate, XacleEnsembleConfig
 # A loss of predictions and targets, each of shape `(list_size,)`, in label units.
 ListLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
-# Of the winners of 2026, who trained their gate alone, after the members. It is added, so that a gate decides.
+# Of the winners of 2026, who trained their gate alone, after the members. It weighs how far the shares' entropy is from
+# that of equal shares. With the other sign, which rewards a gate that decides, the gate learns its clips by heart.
 ENTROPY_WEIGHT = 0.2
 EPOCHS, LIST_SIZE = 30, 128
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 1e-2
@@ -47,7 +49,8 @@ def fit_gate(
 
 def start_gate(scores: torch.Tensor, features: torch.Tensor, targets: torch.Tensor, gate_size: int) -> Gate:
     """
-    Returns a gate that gives all members the same weight, each mapped to the listeners' scale by least squares.
+    Returns a gate that gives all members the same weight. Each is mapped to the listeners' scale by least squares, and
+    all are then stretched alike, so that their mean is on that scale too.
 
     Args:
         scores (`torch.Tensor` of shape `(N, num_members)`), features (`torch.Tensor` of shape `(N, feature_size)`),
@@ -63,7 +66,10 @@ def start_gate(scores: torch.Tensor, features: torch.Tensor, targets: torch.Tens
     centred = scores - scores.mean(dim=0)
     variances = centred.square().mean(dim=0).clamp(min=SMALLEST_DEVIATION**2)
     slopes = (centred * (targets - targets.mean())[:, None]).mean(dim=0) / variances
-    gate.scales.copy_(slopes.clamp(min=0))  # no member counts against the score
+    slopes = slopes.clamp(min=0)  # no member counts against the score
+    mean = (slopes * centred).mean(dim=1)
+    stretch = (mean * (targets - targets.mean())).mean() / mean.square().mean().clamp(min=SMALLEST_DEVIATION**2)
+    gate.scales.copy_(stretch * slopes)
     gate.offsets.copy_(targets.mean() - gate.scales * scores.mean(dim=0))
     torch.nn.init.zeros_(gate.layers[-1].weight)
     torch.nn.init.zeros_(gate.layers[-1].bias)
@@ -73,10 +79,10 @@ def start_gate(scores: torch.Tensor, features: torch.Tensor, targets: torch.Tens
 def gate_loss(
     gate: Gate, scores: torch.Tensor, features: torch.Tensor, targets: torch.Tensor, loss: ListLoss
 ) -> torch.Tensor:
-    """Returns a list's loss `()`, in label units, plus the weighted mean entropy of the members' shares, in nats."""
+    """Returns a list's loss `()`, in label units, plus the weighted mean lack of entropy of the shares, in nats."""
     shares = gate.shares(scores, features)
-    entropy = torch.special.entr(shares).sum(dim=1).mean()
-    return loss(gate(scores, features) / 5 - 1, targets / 5 - 1) + ENTROPY_WEIGHT * entropy
+    lack = math.log(shares.shape[1]) - torch.special.entr(shares).sum(dim=1).mean()
+    return loss(gate(scores, features) / 5 - 1, targets / 5 - 1) + ENTROPY_WEIGHT * lack
 
 
 @torch.inference_mode()

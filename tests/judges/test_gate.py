@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from modeling_xacle.evaluation.metrics import spearman
 from modeling_xacle.judges.gate import apply_gate, fit_gate, gate_loss, start_gate
 from modeling_xacle.training.losses import clipped_contrastive_loss
 
@@ -46,8 +47,10 @@ def test_a_gate_begins_with_equal_shares_and_members_on_the_listeners_scale(worl
     scores, features, targets = as_rows(world)
     gate = start_gate(scores, features, targets, 16)
     torch.testing.assert_close(gate.shares(scores, features), torch.full((NUM_PAIRS, 2), 0.5))
-    slope, offset = np.polyfit(world[0][1], world[2], 1)
-    assert (gate.scales[1].item(), gate.offsets[1].item()) == pytest.approx((slope, offset), rel=1e-4)
+    slope, offset = np.polyfit(gate(scores, features).detach().numpy(), world[2], 1)
+    assert (slope, offset) == pytest.approx((1, 0), abs=1e-3)
+    slopes = [np.polyfit(member, world[2], 1)[0] for member in world[0]]
+    assert (gate.scales[1] / gate.scales[0]).item() == pytest.approx(slopes[1] / slopes[0], rel=1e-4)
     assert start_gate(-scores, features, targets, 16).scales.max() == 0
 
 
@@ -68,12 +71,26 @@ def test_neighbours_change_no_score(world, gate):
     np.testing.assert_allclose(together[:20], alone, atol=1e-5)
 
 
-def test_the_loss_is_the_winners(world):
+def test_the_loss_is_the_winners_and_equal_shares_cost_nothing(world, gate):
     scores, features, targets = as_rows(world)
-    gate = start_gate(scores, features, targets, 16)
-    expected = clipped_contrastive_loss(gate(scores, features) / 5 - 1, targets / 5 - 1) + 0.2 * np.log(2)
-    found = gate_loss(gate, scores, features, targets, clipped_contrastive_loss)
-    torch.testing.assert_close(found, expected)
+    for one in (start_gate(scores, features, targets, 16), gate):
+        found = gate_loss(one, scores, features, targets, clipped_contrastive_loss)
+        shares = one.shares(scores, features)
+        lack = np.log(2) + (shares * shares.log()).sum(dim=1).mean()
+        expected = clipped_contrastive_loss(one(scores, features) / 5 - 1, targets / 5 - 1) + 0.2 * lack
+        torch.testing.assert_close(found, expected)
+    assert lack > 0.01
+
+
+def test_noise_is_not_learnt_by_heart():
+    generator = np.random.default_rng(0)
+    truth, features = generator.normal(size=NUM_PAIRS), generator.normal(size=(NUM_PAIRS, 256))
+    scores = truth + generator.normal(size=(3, NUM_PAIRS))
+    targets = np.clip(5 + truth, 0, 10)
+    seen, unseen = slice(0, NUM_PAIRS // 2), slice(NUM_PAIRS // 2, None)
+    gate = fit_gate(scores[:, seen], features[seen], targets[seen], clipped_contrastive_loss)
+    found = spearman(apply_gate(gate, scores[:, unseen], features[unseen]), targets[unseen])
+    assert found > spearman(scores[:, unseen].mean(axis=0), targets[unseen]) - 0.01
 
 
 def test_members_without_features_are_weighed_by_their_scores(world):
