@@ -4,7 +4,6 @@ model that can score is asked about each pair. Both keep what they computed in s
 later runs.
 """
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -185,9 +184,9 @@ def ask_pairs(
     starts = np.flatnonzero(np.diff(pairs[:, 0], prepend=-1))
     groups = np.split(pairs, starts[1:])
 
-    loader = copy.copy(align)
-    loader.model = loader.teacher = None  # worker processes do without
-    dataset = ClipFeatures(loader.preprocess, partial(captioned_clip, work.index, groups), range(len(groups)))
+    dataset = ClipFeatures(
+        align.without_model().preprocess, partial(captioned_clip, work.index, groups), range(len(groups))
+    )
     scores, broken = torch.zeros(len(pairs), dtype=torch.float64), {}
     places = iter(np.split(np.arange(len(pairs)), starts[1:]))
     for batch in DataLoader(dataset, work.batch_size, num_workers=work.num_workers, collate_fn=list):

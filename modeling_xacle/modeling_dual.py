@@ -11,7 +11,7 @@ from transformers.activations import ACT2FN
 from transformers.utils.generic import can_return_tuple, maybe_autocast
 
 from .configuration_dual import XacleDualEncoderConfig
-from .modeling_towers import build_tower, pool_tokens, read_tower, summarize_tower
+from .modeling_towers import build_tower
 from .modeling_xacle import XacleOutput, XaclePreTrainedModel
 
 NORM_EPS = 1e-6  # PE-AV's
@@ -216,13 +216,7 @@ class XacleDualEncoder(XaclePreTrainedModel):
             `torch.Tensor` of shape `(batch_size, num_audio_tokens, audio_hidden_size)`; one token, the tower's own
             summary of the clip, where the join takes that.
         """
-        tensors = [input_features, *self.audio_tower.parameters()]
-        needs_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-        with torch.set_grad_enabled(needs_gradient):
-            if self.config.takes_summary:
-                return summarize_tower(self.audio_tower, input_features, input_features_mask)[:, None]
-            states = read_tower(self.audio_tower, input_features, input_features_mask)
-        return pool_tokens(states, self.config.num_audio_tokens, input_features_mask)
+        return self.pool_audio(self.read_audio(input_features, input_features_mask), input_features_mask)
 
     def get_text_features(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """

@@ -170,7 +170,9 @@ def build_tower(config: PreTrainedConfig) -> PreTrainedModel:
     return audio_family(config).build(config)
 
 
-def read_tower(tower: PreTrainedModel, features: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+def read_tower(
+    tower: PreTrainedModel, features: torch.Tensor, mask: torch.Tensor | None = None, summary: bool = False
+) -> torch.Tensor:
     """
     Encode clips.
 
@@ -178,19 +180,15 @@ def read_tower(tower: PreTrainedModel, features: torch.Tensor, mask: torch.Tenso
         tower (`PreTrainedModel`): An audio encoder of a family.
         features (`torch.Tensor` of shape `(batch_size, ...)`): What the family's feature extractor makes of clips.
         mask (`torch.Tensor` of shape `(batch_size, num_frames)`, *optional*): False for padding.
+        summary (`bool`): Read the tower's own vector of the clip, if it makes one, as the only token.
 
     Returns:
         `torch.Tensor` of shape `(batch_size, num_tokens, hidden_size)`, in the order of time.
     """
-    return audio_family(tower.config).read(tower, features.to(tower.dtype), mask)
-
-
-def summarize_tower(tower: PreTrainedModel, features: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Returns one vector of each clip, `(batch_size, hidden_size)`; arguments as for [`read_tower`]."""
-    summarize = audio_family(tower.config).summarize
-    if summarize is not None:
-        return summarize(tower, features.to(tower.dtype), mask)
-    return pool_tokens(read_tower(tower, features, mask), 1, mask).squeeze(1)
+    family, features = audio_family(tower.config), features.to(tower.dtype)
+    if summary and family.summarize is not None:
+        return family.summarize(tower, features, mask)[:, None]  # (B, D) -> (B, 1, D)
+    return family.read(tower, features, mask)
 
 
 def pool_tokens(states: torch.Tensor, num_tokens: int, mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -215,4 +213,4 @@ def pool_tokens(states: torch.Tensor, num_tokens: int, mask: torch.Tensor | None
     return (weights / weights.sum(dim=-1, keepdim=True)) @ states
 
 
-__all__ = ["AudioFamily", "audio_family", "build_tower", "pool_tokens", "read_tower", "summarize_tower"]
+__all__ = ["AudioFamily", "audio_family", "build_tower", "pool_tokens", "read_tower"]

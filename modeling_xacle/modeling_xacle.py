@@ -176,6 +176,32 @@ class XaclePreTrainedModel(PreTrainedModel):
                     module.eval()
         return self
 
+    @property
+    def takes_summary(self) -> bool:
+        """Whether the model takes one vector of the whole sound instead of tokens."""
+        return getattr(self.config, "takes_summary", False)
+
+    def read_audio(self, input_features: torch.Tensor, input_features_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        Run the audio tower, the costly first step of `get_audio_features`, which models with equal towers can share.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size, num_states, audio_hidden_size)`; with a gradient only where the input
+            or a weight of the tower needs one.
+        """
+        tensors = [input_features, *self.audio_tower.parameters()]
+        needs_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+        with torch.set_grad_enabled(needs_gradient):
+            return read_tower(self.audio_tower, input_features, input_features_mask, self.takes_summary)
+
+    def pool_audio(self, states: torch.Tensor, input_features_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        Pool what `read_audio` returned: `(batch_size, num_states, audio_hidden_size)` -> `(batch_size,
+        num_audio_tokens, audio_hidden_size)`.
+        """
+        num_tokens = 1 if self.takes_summary else self.config.num_audio_tokens
+        return pool_tokens(states, num_tokens, input_features_mask)
+
 
 def likelihood_features(
     log_probabilities: torch.Tensor, distances: torch.Tensor, predicted: torch.Tensor, last: torch.Tensor
@@ -261,11 +287,7 @@ class XacleModel(XaclePreTrainedModel):
             `torch.Tensor` of shape `(batch_size, num_audio_tokens, audio_hidden_size)`; with a gradient only where the
             input or a weight of the encoder needs one.
         """
-        tensors = [input_features, *self.audio_tower.parameters()]
-        needs_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-        with torch.set_grad_enabled(needs_gradient):
-            states = read_tower(self.audio_tower, input_features, input_features_mask)
-        return pool_tokens(states, self.config.num_audio_tokens, input_features_mask)
+        return self.pool_audio(self.read_audio(input_features, input_features_mask), input_features_mask)
 
     @can_return_tuple
     def forward(

@@ -1,7 +1,8 @@
 """`pipeline("audio-text-alignment")`: turns sounds and captions into scores."""
 
+import copy
 from collections.abc import Iterator, Mapping, Sized
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -30,6 +31,25 @@ def window_spans(num_samples: int, window: int, hop: int) -> list[tuple[int, int
     be shorter.
     """
     return [(start, min(start + window, num_samples)) for start in range(0, max(1, num_samples - (window - hop)), hop)]
+
+
+def windows_of(items: list[dict[str, Any]]) -> list[tuple[dict[str, Any], int]]:
+    """Returns all windows of preprocessed inputs, each as its input and its number."""
+    return [(item, number) for item in items for number in range(len(item["spans"]))]
+
+
+def scores_by_item(scores: torch.Tensor, items: list[dict[str, Any]]) -> list[torch.Tensor]:
+    """Splits the scores of all pairs, `(num_pairs,)`: `(num_windows, num_captions)` for each preprocessed input."""
+    shapes = [(len(item["spans"]), len(item["sequences"])) for item in items]
+    parts = scores.split([num_windows * num_captions for num_windows, num_captions in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def mean_of_windows(values: torch.Tensor, spans: list[tuple[float, float]]) -> torch.Tensor:
+    """Returns the mean over windows, each with its start and end, weighted by length: `(num_windows, N)` -> `(N,)`."""
+    weights = torch.tensor([end - start for start, end in spans], device=values.device)
+    # No matrix product, because autocast would round the scores.
+    return ((weights / weights.sum())[:, None] * values).sum(dim=0)  # (W, 1) * (W, N) -> (N,)
 
 
 def is_column(audio: Any) -> bool:
@@ -257,25 +277,33 @@ class AudioTextAlignmentPipeline(Pipeline):
         Returns:
             A `torch.Tensor` of shape `(num_windows, num_captions)` for each input, on the 0-10 scale.
         """
-        windows = [(item, number) for item in items for number in range(len(item["spans"]))]
-        scores = []
-        with evaluation_mode(self.model):
+        windows, scores = windows_of(items), []
+        with self.ready():
             for start in range(0, len(windows), pass_size):
-                scores.append(self._score_windows(windows[start : start + pass_size], pass_size))
-        shapes = [(len(item["spans"]), len(item["sequences"])) for item in items]
-        parts = torch.cat(scores).split([num_windows * num_captions for num_windows, num_captions in shapes])
-        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+                chosen = windows[start : start + pass_size]
+                audio_features = self.model.get_audio_features(**self.features(chosen))  # -> (W, N, D)
+                scores.append(self.score_windows(chosen, audio_features, pass_size))
+        return scores_by_item(torch.cat(scores), items)
+
+    def ready(self) -> AbstractContextManager:
+        """Surrounds all passes through the model."""
+        return evaluation_mode(self.model)
+
+    def without_model(self) -> "AudioTextAlignmentPipeline":
+        """Returns a copy for processes that load and tokenize, and need no weights for that."""
+        light = copy.copy(self)
+        light.model = None
+        return light
 
     def with_spectrograms(self, item: dict[str, Any]) -> dict[str, Any]:
         """
         Returns a preprocessed input with `sound`, the features of its windows, instead of its waveform: the first step
         of [`_forward`], which loaders can do in advance.
         """
-        windows = [(item, number) for number in range(len(item["spans"]))]
         kept = {name: value for name, value in item.items() if name != "waveform"}
-        return {**kept, "sound": self._features(windows)}
+        return {**kept, "sound": self.features(windows_of([item]))}
 
-    def _features(self, windows: list[tuple[dict[str, Any], int]]) -> dict[str, torch.Tensor]:
+    def features(self, windows: list[tuple[dict[str, Any], int]]) -> dict[str, torch.Tensor]:
         """Returns the arguments of `get_audio_features` for windows; all inputs have them already, or none."""
         first, _ = windows[0]
         if "sound" in first:
@@ -285,9 +313,13 @@ class AudioTextAlignmentPipeline(Pipeline):
         waveforms = [waveform[start:end] for waveform, start, end in spans]
         return self.processor.feature_extractor.encode(waveforms, device=waveforms[0].device)
 
-    def _score_windows(self, windows: list[tuple[dict[str, Any], int]], pass_size: int) -> torch.Tensor:
-        """Scores each window, an input with the window's number, against each of its captions: `(num_pairs,)`."""
-        audio_features = self.model.get_audio_features(**self._features(windows))  # -> (W, N, D)
+    def score_windows(
+        self, windows: list[tuple[dict[str, Any], int]], audio_features: torch.Tensor, pass_size: int
+    ) -> torch.Tensor:
+        """
+        Scores each window, an input with the window's number, against each of its captions, given what
+        `get_audio_features` makes of the windows: `(num_windows, num_audio_tokens, hidden_size)` -> `(num_pairs,)`.
+        """
         pairs = [(row, ids) for row, (item, _) in enumerate(windows) for ids in item["sequences"]]
         order = sorted(range(len(pairs)), key=lambda index: len(pairs[index][1]))  # little padding in each pass
         scores = audio_features.new_empty(len(pairs), dtype=torch.float32)
@@ -304,9 +336,7 @@ class AudioTextAlignmentPipeline(Pipeline):
         """Returns one dict for a caption, a list of them for a list of captions."""
         sampling_rate = self.processor.feature_extractor.sampling_rate
         spans = [(start / sampling_rate, end / sampling_rate) for start, end in output["spans"]]
-        weights = torch.tensor([end - start for start, end in spans])
-        # No matrix product, because autocast would round the scores.
-        means = ((weights / weights.sum())[:, None] * output["scores"]).sum(dim=0)  # (W, 1) * (W, C) -> (C,)
+        means = mean_of_windows(output["scores"], spans)
         results = []
         for index, caption in enumerate(output["captions"]):
             result = {"text": caption} if output["is_list"] else {}

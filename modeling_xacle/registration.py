@@ -26,6 +26,7 @@ from .configuration_xacle import BeatsConfig, XacleConfig
 from .feature_extraction_mel import ByolaFeatureExtractor, M2dFeatureExtractor
 from .feature_extraction_towers import XacleTowerFeatureExtractor
 from .feature_extraction_xacle import XacleFeatureExtractor
+from .judges.ensemble import XacleEnsemble, XacleEnsembleConfig, XacleEnsembleProcessor
 from .modeling_beats import BeatsForAudioClassification, BeatsModel
 from .modeling_byola import ByolaModel
 from .modeling_captioning import XacleForConditionalGeneration
@@ -53,6 +54,10 @@ AutoModelForMultimodalLM.register(XacleConfig, XacleForConditionalGeneration)
 AutoProcessor.register(XacleConfig, XacleProcessor)
 AutoModel.register(XacleDualEncoderConfig, XacleDualEncoder)
 AutoProcessor.register(XacleDualEncoderConfig, XacleDualProcessor)
+# Ensembles stay at home: their folders name members, and bring no code for strangers.
+AutoConfig.register(XacleEnsembleConfig.model_type, XacleEnsembleConfig)
+AutoModel.register(XacleEnsembleConfig, XacleEnsemble)
+AutoProcessor.register(XacleEnsembleConfig, XacleEnsembleProcessor)
 for model_class in (BeatsModel, ByolaModel, M2dModel, XacleDualEncoder, XacleModel):
     model_class.register_for_auto_class("AutoModel")
 BeatsForAudioClassification.register_for_auto_class("AutoModelForAudioClassification")

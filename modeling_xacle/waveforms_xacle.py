@@ -4,7 +4,8 @@ import io
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from numbers import Number
 from types import ModuleType
@@ -119,7 +120,7 @@ def load_waveform(
         audio: A path; the bytes of a file, or an open binary file; samples as `np.ndarray`, `torch.Tensor` or list, of
             shape `(samples,)` or `(channels, samples)`, floating point in [-1, 1] or 8 to 32-bit integers; a dict with
             `array` and `sampling_rate`, or with `bytes` and `path` as `datasets.Audio(decode=False)` gives; a
-            torchcodec `AudioDecoder`. Files may have any format libsndfile reads.
+            torchcodec `AudioDecoder`; a [`DecodedAudio`]. Files may have any format libsndfile reads.
         sampling_rate (`int`, *optional*): Rate in Hz of bare samples; files know their own.
         target_sampling_rate (`int`): Rate in Hz of the result.
         max_seconds (`float`, *optional*): Keep only this much of the beginning.
@@ -133,25 +134,65 @@ def load_waveform(
         OSError: Audio that does not fit into memory, or that another decoder failed on.
         TypeError: Not a kind of audio listed above.
     """
-    name, notes = _name_of(audio), []
-    try:
-        samples, rate, total_seconds = _read(name, audio, sampling_rate, max_seconds)
-        _check_samples(name, samples)
-        # The published order. Rounding near the log-mel floor makes the reverse differ by up to 0.07 in some features.
-        if rate != target_sampling_rate:
-            notes.append(f"resampled: {rate} Hz to {target_sampling_rate} Hz")
-            samples = resample(samples, rate, target_sampling_rate)  # (C, N) -> (C, M)
-        if samples.shape[0] > 1:
-            notes.append(f"mixed down: {samples.shape[0]} channels to 1")
-        waveform = samples.mean(dim=0)  # (C, M) -> (M,)
-    except (MemoryError, RuntimeError) as error:
-        reason = str(error) or "it does not fit into memory"
-        raise OSError(f"{name}: could not be loaded ({reason}). Convert it to a shorter WAV or FLAC file.") from error
-    if max_seconds is not None and total_seconds > max_seconds:
-        length = f"{total_seconds:.6g} s" if total_seconds < math.inf else "unknown length"
+    decoded = audio if isinstance(audio, DecodedAudio) else DecodedAudio(audio, sampling_rate, max_seconds)
+    if (math.inf if max_seconds is None else max_seconds) > decoded.max_seconds < decoded.total_seconds:
+        raise ValueError(f"{decoded.name}: only the first {decoded.max_seconds:g} s of it were read.")
+    waveform, notes = decoded.at(target_sampling_rate)
+    if max_seconds is not None and decoded.total_seconds > max_seconds:
+        length = f"{decoded.total_seconds:.6g} s" if decoded.total_seconds < math.inf else "unknown length"
         notes.append(f"cut: {length} to {max_seconds:g} s")
         waveform = waveform[: round(max_seconds * target_sampling_rate)]
     return waveform, notes
+
+
+class DecodedAudio:
+    """
+    Audio that is read once for several models, and resampled once for each rate. [`load_waveform`] takes it as it takes
+    any other audio.
+
+    Args:
+        audio, sampling_rate (`int`, *optional*): As for [`load_waveform`].
+        max_seconds (`float`, *optional*): The most of the beginning that will be asked for.
+
+    Attributes:
+        name (`str`): Its path or kind, for messages.
+        max_seconds (`float`): The most that was read.
+        total_seconds (`float`): Length of the whole, also if less of it was read.
+
+    Raises:
+        FileNotFoundError, ValueError, OSError, TypeError: As [`load_waveform`].
+    """
+
+    def __init__(self, audio: Any, sampling_rate: int | None = None, max_seconds: float | None = None):
+        self.name, self._waveforms = _name_of(audio), {}
+        self.max_seconds = math.inf if max_seconds is None else max_seconds
+        with _told_as_os_errors(self.name):
+            self._samples, self._rate, self.total_seconds = _read(self.name, audio, sampling_rate, max_seconds)
+            _check_samples(self.name, self._samples)
+
+    def at(self, rate: int) -> tuple[torch.Tensor, list[str]]:
+        """Returns the mono waveform `(samples,)` at a rate in Hz, float32, and notes on what was done to get it."""
+        samples, notes = self._samples, []
+        # The published order. Rounding near the log-mel floor makes the reverse differ by up to 0.07 in some features.
+        if rate != self._rate:
+            notes.append(f"resampled: {self._rate} Hz to {rate} Hz")
+        if samples.shape[0] > 1:
+            notes.append(f"mixed down: {samples.shape[0]} channels to 1")
+        if rate not in self._waveforms:
+            with _told_as_os_errors(self.name):
+                resampled = samples if rate == self._rate else resample(samples, self._rate, rate)  # (C, N) -> (C, M)
+                self._waveforms[rate] = resampled.mean(dim=0)  # (C, M) -> (M,)
+        return self._waveforms[rate], notes
+
+
+@contextmanager
+def _told_as_os_errors(name: str) -> Iterator[None]:
+    """Raises `OSError`, which names the audio, for what a decoder or a lack of memory raises."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        reason = str(error) or "it does not fit into memory"
+        raise OSError(f"{name}: could not be loaded ({reason}). Convert it to a shorter WAV or FLAC file.") from error
 
 
 def _name_of(audio: Any) -> str:

@@ -28,6 +28,7 @@ class StandIn:
 
     tokenize = AudioTextAlignmentPipeline.tokenize
     postprocess = AudioTextAlignmentPipeline.postprocess
+    without_model = AudioTextAlignmentPipeline.without_model
 
     def preprocess(self, inputs, window_seconds=None, hop_seconds=None, tokenized=None):
         waveform, notes = load_waveform(inputs["audio"])

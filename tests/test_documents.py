@@ -51,6 +51,8 @@ def folder(tmp_path, monkeypatch, model_folder):
     pairs = {pair["wav"]: pair["text"] for pair in EXPECTED["pairs"]}  # one a clip
     lines = ["wav_file_name,text", *(f'{name},"{text}"' for name, text in pairs.items())]
     (tmp_path / "pairs.csv").write_text("\n".join(lines))
+    rated = [f'{name},"{text}",{number % 11}' for number, (name, text) in enumerate(pairs.items())]
+    (tmp_path / "rated.csv").write_text("\n".join(["wav_file_name,text,average_score", *rated]))
     (tmp_path / "captions.txt").write_text("A dog barks\nRain\n")
     for table, column, shift in (("validation_average.csv", "average_score", 0.0), ("other.csv", "score", 0.4)):
         scores = [f"{name},{number + shift * (-1) ** number}" for number, name in enumerate(pairs)]

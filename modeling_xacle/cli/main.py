@@ -12,6 +12,7 @@ from .combine import ensemble, submit
 from .diagnostics import doctor, info
 from .endings import plain_endings
 from .evaluate import calibrate, compare, evaluate
+from .fit_ensemble import fit_ensemble
 from .rank import matrix, rank
 from .score import score
 
@@ -22,11 +23,11 @@ SETTINGS = {
 }
 app = typer.Typer(help="How well does a sound match a caption?", **SETTINGS)
 convert = typer.Typer(help="Convert published checkpoints to folders that from_pretrained loads.", **SETTINGS)
-COMMANDS = (score, evaluate, compare, calibrate, ensemble, submit, rank, matrix, init, info, doctor)
+COMMANDS = (score, evaluate, compare, calibrate, ensemble, fit_ensemble, submit, rank, matrix, init, info, doctor)
 
 
 for command in COMMANDS:
-    app.command(command.__name__)(command)
+    app.command(command.__name__.replace("_", "-"))(command)
 for name, command in {"tmu": convert_tmu, "beats": convert_beats}.items():
     convert.command(name)(command)
 app.add_typer(convert, name="convert")

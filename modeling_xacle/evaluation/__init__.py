@@ -16,6 +16,7 @@ __getattr__, __dir__, __all__ = room(
             "save_calibration",
         ],
         "compare": ["compare_systems", "comparison_text", "read_systems"],
+        "ensemble_fit": ["WEIGHTED_SUMS", "RatedScores", "fit_text", "generator_folds", "judge_fit", "sum_fit"],
         "ensemble_tables": [
             "apply_weights",
             "combine_members",

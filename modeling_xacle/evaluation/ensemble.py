@@ -65,7 +65,7 @@ class SupportVectorRegression(NamedTuple):
         return kernel @ self.coefficients + self.intercept
 
 
-def _spread(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def spread_of(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns each system's mean and standard deviation, 1.0 where it is constant: (S, N) -> (S,), (S,)"""
     scales = scores.std(axis=1)
     # The mean of equal numbers may be rounded, so their deviation may not be zero.
@@ -81,7 +81,7 @@ def fit_nnls(scores: np.ndarray, targets: np.ndarray) -> WeightedSum:
         scores (`np.ndarray` of shape `(num_systems, N)`): Finite.
         targets (`np.ndarray` of shape `(N,)`): Mean ratings, 0-10.
     """
-    means, scales = _spread(scores)
+    means, scales = spread_of(scores)
     centred = (scores.T - means) / scales  # (S, N) -> (N, S)
     weights = nnls(centred, targets - targets.mean())[0] / scales
     return WeightedSum(weights, float(targets.mean() - weights @ means))
@@ -96,7 +96,7 @@ def fit_svr(scores: np.ndarray, targets: np.ndarray) -> SupportVectorRegression:
         scores (`np.ndarray` of shape `(num_systems, N)`): Finite.
         targets (`np.ndarray` of shape `(N,)`): Mean ratings, 0-10.
     """
-    means, scales = _spread(scores)
+    means, scales = spread_of(scores)
     fitted = SVR(gamma=1 / len(scores)).fit((scores.T - means) / scales, targets)
     return SupportVectorRegression(
         means, scales, fitted.support_vectors_, fitted.dual_coef_[0], float(fitted.intercept_[0])
@@ -124,7 +124,7 @@ def combine(scores: np.ndarray, method: EnsembleMethod) -> np.ndarray:
     if method == "mean":
         return scores.mean(axis=0)
     if method == "zscore":
-        means, scales = _spread(scores)
+        means, scales = spread_of(scores)
         standardised = (scores - means[:, None]) / scales[:, None]
         return standardised.mean(axis=0) * scales.mean() + means.mean()
     if method == "rank":

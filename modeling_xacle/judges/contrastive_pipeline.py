@@ -50,6 +50,12 @@ class ContrastivePipeline(JudgePipeline):
         cut = count > self.max_text_tokens
         return caption, [f"caption cut: {count} tokens to {self.max_text_tokens}"] if cut else []
 
+    def without_model(self) -> "ContrastivePipeline":
+        """Returns what the parent returns, without the teacher."""
+        light = super().without_model()
+        light.teacher = None
+        return light
+
     def preprocess(self, inputs: Mapping, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """
         Load one input.

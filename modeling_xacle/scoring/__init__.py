@@ -6,6 +6,20 @@ __getattr__, __dir__, __all__ = room(
     __name__,
     {
         "diagnostics": ["diagnose", "info_lines", "model_info", "report_lines", "self_check", "write_expected"],
+        "ensemble": [
+            "OWN_SCALE",
+            "apply_gate",
+            "check_new",
+            "check_scales",
+            "ensemble_card",
+            "fit_gate",
+            "join_members",
+            "make_sum",
+            "read_generators",
+            "read_ratings",
+            "save_ensemble",
+            "score_members",
+        ],
         "groups": ["check_finite"],
         "options": ["TableOptions"],
         "ranking": [

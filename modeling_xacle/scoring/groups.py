@@ -1,6 +1,5 @@
 """Turns rows into records: groups and loads clips, runs the model, and gives each row a score or a reason for none."""
 
-import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -84,8 +83,7 @@ class ClipLoader(Dataset):
     """
 
     def __init__(self, align: AudioTextAlignmentPipeline, call_arguments: dict[str, Any]):
-        self.align, self.call_arguments = copy.copy(align), call_arguments
-        self.align.model = self.align.teacher = None
+        self.align, self.call_arguments = align.without_model(), call_arguments
         # Spectrograms of all windows of long sounds would fill the memory.
         self.makes_spectrograms = align.device.type == "cpu" and not any(call_arguments.values())
 

@@ -11,7 +11,7 @@ import torch
 from conftest import EXPECTED, PARITY, ROOT, run_script
 from torch.utils.flop_counter import FlopCounterMode
 
-from modeling_xacle import modeling_xacle
+from modeling_xacle import DEFAULT_MODEL, modeling_xacle
 from modeling_xacle.speed import forms
 
 
@@ -329,3 +329,18 @@ def test_rivals_run_in_turn(speed):
     )
     assert calls == ["a", "b"] * 4
     assert found["a"]["runs"] == 3 and found["a"]["fastest"] <= found["a"]["seconds"]
+
+
+def test_an_ensemble_is_measured_beside_its_members(tmp_path):
+    for name in ("one", "other"):
+        shutil.copytree(DEFAULT_MODEL, tmp_path / name)
+    models = [part for name in ("one", "other") for part in ("--model", tmp_path / name)]
+    code, told, _ = run_script(
+        ROOT / "benchmarks/speed/ensemble.py", *models, "--pairs", 1, "--batch-size", 1, "--repetitions", 1
+    )
+    found = json.loads(told)
+    assert code == 0 and found["towers"] == [[[0, 1]]]
+    for part in ("whole", "passes"):
+        times = found[part]
+        assert times["share_of_sum"] == pytest.approx(times["ensemble"] / sum(times["members"]))
+        assert len(times["members"]) == 2 and times["ensemble"] > 0

@@ -38,6 +38,7 @@ def read_table(path):
         (["convert", "tmu"], ["--llm", "--beats", "--output", "--revision"]),
         (["convert", "beats"], ["--output"]),
         (["init"], ["--beats", "--llm", "--seed"]),
+        (["fit-ensemble"], ["--model", "--method", "zscore", "gate,", "--unseen-generators", "--copy-members"]),
         (["score"], ["--audio", "--text", "--model", "--window-seconds", "--json", "--strict", "Exit codes"]),
     ],
 )

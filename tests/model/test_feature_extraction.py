@@ -14,7 +14,7 @@ from transformers import AutoFeatureExtractor
 
 from modeling_xacle import XacleFeatureExtractor, feature_extraction_xacle, load_waveform, waveforms_xacle
 from modeling_xacle.feature_extraction_xacle import mel_filters
-from modeling_xacle.waveforms_xacle import audio_engine, resample
+from modeling_xacle.waveforms_xacle import DecodedAudio, audio_engine, resample
 
 
 def write(path, samples, rate=SAMPLING_RATE, **kwargs):
@@ -367,3 +367,23 @@ def test_unknown_length_in_a_streamed_header_is_no_truncation(tmp_path, tone):
     content[size : size + 4] = b"\xff\xff\xff\xff"
     waveform, _ = load_waveform(bytes(content))
     assert len(waveform) == len(tone)
+
+
+@pytest.mark.parametrize("rate", [16000, 8000, 44100])
+def test_decoded_audio_is_read_once_and_loads_as_its_file_does(rate, monkeypatch):
+    file, reads = PARITY / "wav" / "c_44k_stereo_12s.wav", []
+    plain = {seconds: load_waveform(file, None, rate, seconds) for seconds in (None, 10.0, 3.0)}
+    read = waveforms_xacle._read_file
+    monkeypatch.setattr(waveforms_xacle, "_read_file", lambda *args: reads.append(args) or read(*args))
+    decoded = DecodedAudio(file)
+    for seconds, (waveform, notes) in plain.items():
+        for _ in range(2):
+            found, told = load_waveform(decoded, None, rate, seconds)
+            torch.testing.assert_close(found, waveform, atol=1e-6, rtol=0)
+            assert told == notes
+    assert len(reads) == 1
+    with pytest.raises(ValueError, match=r"c_44k_stereo_12s.wav: only the first 3 s of it were read"):
+        load_waveform(DecodedAudio(file, max_seconds=3.0), None, rate, 10.0)
+    beginning, told = load_waveform(DecodedAudio(file, max_seconds=3.0), None, rate, 3.0)
+    torch.testing.assert_close(beginning, plain[3.0][0], atol=1e-6, rtol=0)
+    assert told == plain[3.0][1] and told[-1] == "cut: 12.3 s to 3 s"
