@@ -389,7 +389,7 @@ def test_missing_and_broken_clips_are_listed_and_errors_unless_allowed(damaged, 
 def test_wrong_use_ends_in_one_line(corpus, teacher_folder, model_folder, tmp_path):
     wrong = {
         "neither a dataset folder nor": [tmp_path / "nothing", "--teacher", teacher_folder],
-        "type qwen2; xacle, clap, pe_audio": [corpus, "--teacher", PARITY / "llm"],
+        "type qwen2; xacle, xacle_dual_encoder, clap": [corpus, "--teacher", PARITY / "llm"],
         "--hard needs a contrastive teacher": [corpus, "--teacher", model_folder, "--hard", "1"],
         "--question is for audio language models": [corpus, "--teacher", model_folder, "--question", "hears"],
         "--hard 3 is more than --negatives 3 or --hard-pool 2": [
