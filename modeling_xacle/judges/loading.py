@@ -103,7 +103,7 @@ def _try(align: AudioTextAlignmentPipeline, model: str | Path) -> None:
         raise
     except Exception as error:  # of any kind, from deep within
         raise ValueError(
-            f"{model}: cannot score; its settings do not fit its weights ({type(error).__name__}: {error})."
+            f"{model}: cannot score; its settings do not fit its weights ({type(error).__name__})."
         ) from error
 
 

@@ -348,7 +348,7 @@ def model_of(settings: dict[str, Any], arguments: list[str]) -> str:
 
 def preset_settings(stage: int, model: str) -> dict[str, Any]:
     """Returns how a judge with two towers is trained, if its config names a preset; that overrides the recipe."""
-    if model.startswith("runs/") and not Path(model).exists():  # a folder to come, and no id on the Hub
+    if not isinstance(model, str) or (model.startswith("runs/") and not Path(model).exists()):  # a folder to come
         return {}
     try:
         file = find_file(model, CONFIG_FILE)

@@ -11,7 +11,7 @@ import torch
 from conftest import EXPECTED, PARITY, ROOT, run_script
 from torch.utils.flop_counter import FlopCounterMode
 
-from modeling_xacle import DEFAULT_MODEL, modeling_xacle
+from modeling_xacle import DEFAULT_MODEL, modeling_beats, modeling_xacle
 from modeling_xacle.speed import forms
 
 
@@ -118,7 +118,7 @@ def test_fast_and_plain_paths_agree(speed, bench, monkeypatch):
     monkeypatch.setattr(forms, "SMALLEST_PRODUCT", 1)
     fast = bench.scores(waveforms, captions)
     bench.model.set_attn_implementation("eager")
-    monkeypatch.setattr(modeling_xacle, "CPU_CACHE_BYTES", 1)
+    monkeypatch.setattr(modeling_beats, "CPU_CACHE_BYTES", 1)
     monkeypatch.setenv("XACLE_FAST", "0")
     plain = bench.scores(waveforms, captions)
     bench.model.set_attn_implementation("sdpa")

@@ -349,6 +349,7 @@ def test_converted_folder_is_complete(model_folder):
         "processing_xacle.py",
         "waveforms_xacle.py",
     }
+    code |= {f"{part}_{name}.py" for part in ("configuration", "modeling") for name in ("byola", "m2d")}
     code |= {"modeling_towers.py", "modeling_beats.py", "modeling_captioning.py", "modeling_xacle.py"}
     data = {"config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json"}
     assert files == code | data | {"README.md"}

@@ -420,7 +420,7 @@ def test_half_precision(dtype, model_folder, table, expected, tmp_path):
 
 
 def test_other_models_are_refused(model_folder, tmp_path):
-    with pytest.raises(ValueError, match="a model of type qwen2; xacle, .*clap, pe_audio"):
+    with pytest.raises(ValueError, match=r"a model of type qwen2; xacle, .*clap, pe_audio"):
         load_scorer(PARITY / "llm", "cpu")
     with pytest.raises(ValueError, match="--map-score and --processor are for other models"):
         load_scorer(model_folder, "cpu", map_score=True)
