@@ -48,7 +48,7 @@ def problems_of_end(bench: Bench, ending: Ending) -> Iterator[str]:
     if ending.code != 0:
         yield f"given again, it ends with {ending.code}: {ending.stderr[-400:]}"
     elif difference := differences(bench.result(), bench.expected):
-        yield f"given again, the result is another: {difference}"
+        yield f"given again, the result is another: {difference}; it said: {ending.stderr[-400:]}"
 
 
 def part(files: Files, start: str) -> Files:
