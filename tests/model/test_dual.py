@@ -170,9 +170,8 @@ def test_frozen_towers_have_no_dropout_in_training(folders):
     assert modes == {"audio_tower": False, "language_model": False, "projector": False, "score_head": True}
 
 
-@pytest.mark.parametrize("kind", ["clap", "pe_audio"])
-def test_two_processes_fine_tune_a_contrastive_model_as_one_does(kind, teachers, pairs, tmp_path):
-    init_dual("clap", teachers[kind], tmp_path / "model")
+def test_two_processes_fine_tune_a_contrastive_model_as_one_does(teachers, pairs, tmp_path):
+    init_dual("clap", teachers["clap"], tmp_path / "model")
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     for part in ("audio_config", "text_config"):  # dropout draws differently in two processes
         config[part] |= {name: 0.0 for name in config[part] if "drop" in name}
@@ -213,7 +212,8 @@ def test_the_2026_baseline_is_built_from_a_text_encoder_and_data_alone_and_train
     features = torch.cat([processor.feature_extractor(sound)["input_features"] for sound in sounds])
     assert abs(features.mean()) < 1e-3 and abs(features.std() - 1) < 1e-3
     arguments = ["--stage", 3, "--data", pairs, "--model", tmp_path / "model", "--output_dir", tmp_path / "out"]
-    run_stage.main([*map(str, arguments), "--max_steps", "2", "--use_cpu", "true", "--report_to", "none"])
+    quick = ["--max_steps", "1", "--per_device_train_batch_size", "4", "--use_cpu", "true", "--report_to", "none"]
+    run_stage.main([*map(str, arguments), *quick])
     log = json.loads((tmp_path / "out" / "training_log.json").read_text())["log"]
     assert log[0]["learning_rate"] == 2e-5
     before, after = (AutoModel.from_pretrained(tmp_path / name).state_dict() for name in ("model", "out"))
