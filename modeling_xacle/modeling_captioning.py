@@ -92,19 +92,14 @@ class XacleForConditionalGeneration(XaclePreTrainedModel, GenerationMixin):
         Raises:
             ValueError: Not exactly one of tokens and embeddings; embeddings and a sound; audio tokens are missing.
         """
-        if input_features is not None and inputs_embeds is None:
-            audio_features = self.model.get_audio_features(input_features, input_features_mask)
-        inputs_embeds = self._embed(input_ids, input_features, audio_features, inputs_embeds, cache)
+        sound = (input_features, input_features_mask, audio_features)
+        inputs_embeds = self._embed(input_ids, *sound, inputs_embeds, cache)
         if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2:
             attention_mask, position_ids = self._without_padding(inputs_embeds, attention_mask, position_ids, cache)
         if position_ids is not None and self._counts_positions:
             kwargs["position_ids"] = position_ids
         outputs = self.model.language_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            cache=cache,
-            use_cache=use_cache,
-            **kwargs,
+            inputs_embeds=inputs_embeds, attention_mask=attention_mask, cache=cache, use_cache=use_cache, **kwargs
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.model.token_logits(outputs.last_hidden_state[:, kept])  # (B, S, H) -> (B, S, V)
@@ -147,6 +142,7 @@ class XacleForConditionalGeneration(XaclePreTrainedModel, GenerationMixin):
         self,
         input_ids: torch.Tensor | None,
         input_features: torch.Tensor | None,
+        input_features_mask: torch.Tensor | None,
         audio_features: torch.Tensor | None,
         inputs_embeds: torch.Tensor | None,
         cache: Cache | None,
@@ -158,6 +154,8 @@ class XacleForConditionalGeneration(XaclePreTrainedModel, GenerationMixin):
             raise ValueError("`inputs_embeds` hold the sound already: leave out `input_features` and `audio_features`.")
         if inputs_embeds is not None:
             return inputs_embeds
+        if input_features is not None:
+            audio_features = self.model.get_audio_features(input_features, input_features_mask)
         if audio_features is None:
             if cache is None:  # later steps have the sound in the cache
                 self._check_sound(input_ids)

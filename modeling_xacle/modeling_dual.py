@@ -274,10 +274,10 @@ class XacleDualEncoder(XaclePreTrainedModel):
         audio, text = self.projector(audio_features.to(text_features.dtype), text_features)
         with maybe_autocast(audio.device.type, enabled=False):  # in bf16, scores tie
             inputs = (audio.float(), text.float(), attention_mask)
-            weights = {name: weight.float() for name, weight in self.score_head.named_parameters()}
-            if all(weight is own for weight, own in zip(weights.values(), self.score_head.parameters(), strict=True)):
+            if all(weight.dtype == torch.float32 for weight in self.score_head.parameters()):
                 logits = self.score_head(*inputs)
             else:  # after `.half()` and the like
+                weights = {name: weight.float() for name, weight in self.score_head.named_parameters()}
                 logits = torch.func.functional_call(self.score_head, weights, inputs)
         loss = None if labels is None else nn.functional.mse_loss(logits, labels.to(logits.dtype))
         return XacleOutput(loss=loss, logits=logits, scores=self.config.logits_to_scores(logits))

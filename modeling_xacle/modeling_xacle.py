@@ -312,7 +312,7 @@ class XacleModel(XaclePreTrainedModel):
                 padding. Padding must be at the end, where causal attention hides it from the score, so nothing is
                 masked.
             input_features (`torch.Tensor` of shape `(batch_size, ...)`, *optional*): What the feature extractor makes
-                of the clips.
+                of the clips; so is `input_features_mask`, of shape `(batch_size, num_frames)`.
             audio_features (`torch.Tensor` of shape `(batch_size, num_audio_tokens, audio_hidden_size)`, *optional*):
                 Output of `get_audio_features`, instead of `input_features`.
             labels (`torch.Tensor` of shape `(batch_size,)`, *optional*): Targets in [-1, 1]
@@ -321,8 +321,6 @@ class XacleModel(XaclePreTrainedModel):
                 passes it.
             output_hidden_states (`bool`, *optional*), output_attentions (`bool`, *optional*): Return those of the
                 language model.
-            input_features_mask (`torch.Tensor` of shape `(batch_size, num_frames)`, *optional*): As for
-                `get_audio_features`.
 
         Raises:
             ValueError: Not exactly one of `input_features` and `audio_features` is given; there is padding before the
@@ -342,11 +340,8 @@ class XacleModel(XaclePreTrainedModel):
         if self.config.caption_likelihood:
             likelihood = self._caption_likelihood(input_ids, outputs.last_hidden_state)
         logits = self.score_head(score_states, likelihood)
-        loss = None
-        if labels is not None:
-            loss = nn.functional.mse_loss(logits, labels.to(logits.dtype))
         return XacleOutput(
-            loss=loss,
+            loss=None if labels is None else nn.functional.mse_loss(logits, labels.to(logits.dtype)),
             logits=logits,
             scores=self.config.logits_to_scores(logits),
             caption_log_likelihood=None if likelihood is None else likelihood[:, 0],

@@ -51,6 +51,7 @@ def plain_endings(
         if not lost and not isinstance(error, mistakes):
             raise
         message = LOST if lost else "\n".join([str(error), *getattr(error, "__notes__", [])])
-        told = "\n".join(map(printable, [message] if one_line else message.splitlines()))
+        lines = [message] if one_line else message.splitlines()
+        told = "\n".join(line[: len(line) - len(line.lstrip())] + printable(line) for line in lines)
         typer.echo(f"error: {told}", err=True)
         sys.exit(1)

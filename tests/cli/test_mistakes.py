@@ -120,7 +120,7 @@ def test_a_process_whose_partner_ended_says_so(how, xacle, monkeypatch):
 @pytest.mark.parametrize(
     ("error", "code", "told"),
     [
-        (ValueError("two rows:\n  row 1 \x1b[2J"), 1, "error: two rows:\nrow 1 \\x1b[2J\n"),
+        (ValueError("two rows:\n  row 1 \x1b[2J"), 1, "error: two rows:\n  row 1 \\x1b[2J\n"),
         (RuntimeError("Connection reset by peer"), 1, "error: another process of this run has ended"),
         (KeyboardInterrupt(), 130, "stopped: "),
     ],

@@ -216,6 +216,9 @@ def test_the_2026_baseline_is_built_from_a_text_encoder_and_data_alone_and_train
     run_stage.main([*map(str, arguments), *quick])
     log = json.loads((tmp_path / "out" / "training_log.json").read_text())["log"]
     assert log[0]["learning_rate"] == 2e-5
+    _, args = parse_arguments([*map(str, arguments)])
+    assert args.lr_scheduler_kwargs["mode"] == "max"  # a rising SRCC is no plateau
+    assert args.max_grad_norm == 0
     before, after = (AutoModel.from_pretrained(tmp_path / name).state_dict() for name in ("model", "out"))
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"audio_tower", "language_model", "score_head"}
